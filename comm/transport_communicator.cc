@@ -470,6 +470,17 @@ std::vector<std::string_view> TransportCommunicator::algorithms(OperationKind ki
   return names;
 }
 
+bool TransportCommunicator::keeps_order(std::string_view algorithm) const {
+  const bool native_does = native_ == nullptr || native_->keeps_order();
+  if (algorithm == AlgorithmName(Algorithm::kAuto)) {
+    return native_does || options_.deterministic;
+  }
+  const std::vector<Algorithm> offered = MenuOf(OperationKind::kAllReduce).offered;
+  const auto found = std::ranges::find(offered, algorithm, AlgorithmName);
+  return found != offered.end() &&
+         (native_ && *found == native_->algorithm() ? native_does : KeepsOrder(*found));
+}
+
 Result<CostEstimate> TransportCommunicator::Explain(OperationKind kind, std::int64_t bytes) {
   Result<CostEstimate> estimate = CostEstimate();
   const auto quiet = Quiet(kind, static_cast<std::size_t>(bytes), "auto");

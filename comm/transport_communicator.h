@@ -85,6 +85,7 @@ class TransportCommunicator final : public Communicator, private Driver {
   Result<std::unique_ptr<Communicator>> Split(int color, int key) override;
   Result<int> Join(const CollectiveOptions& options) override;
   std::vector<std::string_view> algorithms(OperationKind kind) const override;
+  bool keeps_order(std::string_view algorithm) const override;
   Result<CostEstimate> Explain(OperationKind kind, std::int64_t bytes) override;
   void Abort(const Status& reason) override;
 

@@ -62,20 +62,22 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   if (PrecisionOf(f) == cohort::nn::Precision::kMixedFloat16) {
     options.grad_scaler.emplace();
   }
-  options.collective_timeout = Seconds(f.collective_timeout);
+  options.communication.timeout = Seconds(f.communication_timeout);
   options.join_timeout = Seconds(f.join_timeout);
   options.rejoin_grace = Seconds(f.rejoin_grace);
   options.worker_patience = Seconds(f.worker_patience);
   options.min_workers = f.min_workers;
   options.journal_folder = f.checkpoint_dir;
-  options.communication.implementation = f.communication;
-  options.communication.algorithm = f.algorithm;
+  options.communication.transport = f.communication;
+  options.communication.implementation = f.algorithm;
+  options.communication.bind_host = f.bind_host;
   options.cross_device_ops = f.cross_device_ops;
   options.rails = f.rails;
   options.mpi_implementation = f.mpi_implementation;
   options.flight_folder = f.flight_folder;
   options.metrics = &ProcessMetrics();
   options.virtual_shards = f.virtual_shards;
+  options.deterministic = f.deterministic;
   const std::map<std::string, cohort::DType> wires = {{"bf16", cohort::DType::kBFloat16},
                                                       {"fp16", cohort::DType::kFloat16},
                                                       {"int8", cohort::DType::kUInt8}};
@@ -102,7 +104,7 @@ Result<cohort::StrategyOptions> MakeStrategyOptions(const JobFlags& f,
   options.lookahead = f.lookahead;
   COHORT_ASSIGN_OR_RETURN(options.partitioner, cohort::Partitioner::Parse(f.partitioner));
   COHORT_ASSIGN_OR_RETURN(options.start, cohort::StartPolicy::Parse(f.start));
-  options.bucket_bytes = f.bucket_bytes;
+  options.communication.bytes_per_pack = f.bytes_per_pack;
   options.intra_op_threads = f.threads;
   COHORT_RETURN_IF_ERROR(cohort::ChooseDevices(f.devices, f.strategy, options));
   return options;
@@ -203,6 +205,9 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--virtual-shards", f.virtual_shards,
                  "the same bits for every number of replicas that divides this power of two")
       ->check(CLI::NonNegativeNumber);
+  app.add_flag("--deterministic", f.deterministic,
+               "the same processes give the same bits in every run, whatever the buckets, the "
+               "algorithm and the transport; what cannot is refused");
   app.add_option("--batches-per-step", f.batches_per_step, "whose gradients add up to one update")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
@@ -214,7 +219,8 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--powersgd-rank", f.powersgd_rank, "columns that a gradient matrix travels as")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--bucket-bytes", f.bucket_bytes, "of gradients that travel together (0: adapted)")
+  app.add_option("--bytes-per-pack", f.bytes_per_pack,
+                 "of gradients that travel together (0: adapted)")
       ->check(CLI::NonNegativeNumber);
   app.add_flag("--synchronous-ps", f.synchronous_ps, "the same as --consistency sync");
   app.add_option(
@@ -256,6 +262,11 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
       ->check(CLI::IsMember({"auto", "direct", "recursive_doubling", "halving_doubling", "tree",
                              "ring", "hierarchical", "one_shot", "shared", "one_bucket", "mpi"}))
       ->capture_default_str();
+  app.add_option(
+         "--bind-host", f.bind_host,
+         "host or address of this process at which the others reach it over TCP, instead of "
+         "the interface that routes to the chief")
+      ->envname("COHORT_BIND_HOST");
   app.add_option("--cross-device-ops", f.cross_device_ops, "how gradients of GPUs become one sum")
       ->check(CLI::IsMember({"auto", "nccl", "hierarchical_copy", "reduction_to_one_device"}))
       ->capture_default_str();
@@ -290,7 +301,8 @@ void DeclareJobFlags(CLI::App& app, JobFlags& f) {
   app.add_option("--min-workers", f.min_workers, "so many go on at least; with fewer the job ends")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--collective-timeout", f.collective_timeout, "seconds one collective may take")
+  app.add_option("--communication-timeout", f.communication_timeout,
+                 "seconds one collective may take")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--flight-folder", f.flight_folder,

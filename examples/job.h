@@ -24,13 +24,15 @@ struct JobFlags {
   std::string consistency = "auto";
   std::string communication = "auto";
   std::string algorithm = "auto";
+  std::string bind_host;
   std::string cross_device_ops = "auto";
   int rails = 1;
   int virtual_shards = 0;
+  bool deterministic = false;
   int batches_per_step = 1;
   std::string compression = "none";
   int powersgd_rank = 4;
-  std::int64_t bucket_bytes = 0;
+  std::int64_t bytes_per_pack = 0;
   std::string mpi_implementation = "cohort";
   std::string checkpoint_dir;
   std::int64_t save_every_steps = 0;
@@ -47,7 +49,7 @@ struct JobFlags {
   bool compress_values = false;
   std::string partitioner = "pieces";
   std::string start = "all";
-  double collective_timeout = 120;
+  double communication_timeout = 120;
   std::string flight_folder;
   std::string step_trace;
   std::string traced_steps = "10-19";

@@ -293,6 +293,10 @@ class NcclCommunicator final : public Communicator {
   std::vector<std::string_view> algorithms(OperationKind /*kind*/) const override {
     return {AlgorithmName(Algorithm::kNccl)};
   }
+  bool keeps_order(std::string_view algorithm) const override {
+    return size() == 1 && (algorithm == AlgorithmName(Algorithm::kAuto) ||
+                           algorithm == AlgorithmName(Algorithm::kNccl));
+  }
   Result<CostEstimate> Explain(OperationKind /*kind*/, std::int64_t /*bytes*/) override {
     CostEstimate estimate;
     estimate.parameters = link_->options().cost.value_or(CostParameters());

@@ -96,11 +96,12 @@ class Trainee {
     }
     StrategyOptions how;
     how.intra_op_threads = 1;
-    how.collective_timeout = options.timeout;
-    how.communication.algorithm = parts.communicator == nullptr ? "auto" : contestant.algorithm;
+    how.communication.timeout = options.timeout;
+    how.communication.implementation =
+        parts.communicator == nullptr ? "auto" : contestant.algorithm;
     if (contestant.bucket_bytes > 0) {
       how.first_bucket_bytes = contestant.first_bucket_bytes;
-      how.bucket_bytes = contestant.bucket_bytes;
+      how.communication.bytes_per_pack = contestant.bucket_bytes;
     }
     COHORT_ASSIGN_OR_RETURN(trainee->strategy_,
                             MakeSynchronousStrategy(std::move(parts), std::move(how)));

@@ -20,7 +20,7 @@ struct Contestant {
   bool communicates = true;             // false: every worker trains a model of its own
   bool in_step = false;                 // all begin each step together
   bool alone = false;                   // worker 0 trains, the others sleep
-  std::string algorithm = "auto";       // CommunicationOptions::algorithm
+  std::string algorithm = "auto";       // CommunicationOptions::implementation
   std::int64_t first_bucket_bytes = 0;  // 0: the strategy's default
   std::int64_t bucket_bytes = 0;
   // LibTorch in our place, and DistributedDataParallel's reducer over Gloo where it communicates.

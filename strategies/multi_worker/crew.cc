@@ -43,6 +43,12 @@ Result<std::unique_ptr<Communicator>> MadeByAll(const Crew& crew, const Strategy
   return made;
 }
 
+// Any port of `host`; of the interface that routes to the rendezvous, if it is empty.
+std::string AnyPortOf(const std::string& host) {
+  const bool bare_v6 = host.find(':') != std::string::npos && host.front() != '[';
+  return (bare_v6 ? "[" + host + "]" : host) + ":0";
+}
+
 }  // namespace
 
 Result<Crew> Crew::Of(std::vector<TaskId> tasks, const TaskId& self) {
@@ -78,7 +84,8 @@ CommunicatorOptions CommunicatorOf(const Crew& crew, const StrategyOptions& opti
                                    std::uint64_t generation) {
   CommunicatorOptions result;
   result.generation = generation;
-  result.timeout = options.collective_timeout;
+  result.timeout = options.communication.timeout;
+  result.deterministic = options.deterministic;
   result.log = options.log;
   result.flight_folder = options.flight_folder;
   result.metrics = options.metrics;
@@ -95,21 +102,22 @@ Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const Strate
   // Whoever does not come within this, after a loss, has been lost since.
   constexpr std::chrono::milliseconds kConnectAgain{30'000};
   const std::string prefix = "collectives";
-  const std::string& implementation = options.communication.implementation;
+  const std::string& transport = options.communication.transport;
   const CommunicatorOptions communicator = CommunicatorOf(crew, options, generation);
   const std::string key = prefix + "/" + std::to_string(communicator.generation);
   const int rank = crew.rank;
   const int size = crew.size();
   TcpOptions tcp;
+  tcp.bind_address = AnyPortOf(options.communication.bind_host);
   tcp.rendezvous_host = host;
   tcp.connect_timeout =
       generation > 1 ? std::min(kConnectAgain, options.join_timeout) : options.join_timeout;
   tcp.rails = options.rails;
-  if (implementation == "tcp") {
+  if (transport == "tcp") {
     return MakeTcpCommunicator(rank, size, store, prefix, tcp, communicator);
   }
   std::string obstacle;
-  if (implementation == "shm") {
+  if (transport == "shm") {
     COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> hosts,
                             WordsOfAll(crew, store, key + "/host_of_all", HostIdentity(),
                                        DeadlineAfter(options.join_timeout)));
@@ -132,9 +140,9 @@ Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const Strate
       return made;
     }
   }
-  if (implementation == "shm") {
+  if (transport == "shm") {
     return FailedPrecondition("the processes cannot share memory: " + obstacle +
-                              " [choose communication.implementation auto or tcp]");
+                              " [choose communication.transport auto or tcp]");
   }
   options.log.Warning(
       "TCP between all processes, since not all that are on one host can share "

@@ -72,7 +72,7 @@ class JobMembership final : public Membership {
                 const StrategyOptions& options, Connector connect = {})
       : config_(config),
         heartbeat_timeout_(options.heartbeat_timeout),
-        collective_timeout_(options.collective_timeout),
+        collective_timeout_(options.communication.timeout),
         communication_(options.communication),
         connect_(std::move(connect)),
         lookahead_(options.lookahead),
@@ -502,11 +502,6 @@ Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
 
 Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
                                             const StrategyOptions& options) {
-  const std::string& implementation = options.communication.implementation;
-  if (implementation != "auto" && implementation != "shm" && implementation != "tcp") {
-    return InvalidArgument("communication.implementation is '" + implementation +
-                           "' [choose auto, shm or tcp]");
-  }
   const int servers = config.cluster.Count(TaskType::kPs);
   if (SizeOf(config) == 1 && servers == 0) {
     return MakeMembership(nullptr);
@@ -516,6 +511,11 @@ Result<std::unique_ptr<Membership>> JoinJob(const ClusterConfig& config,
                               std::to_string(servers) +
                               " [start it by addresses: TF_CONFIG, or "
                               "cohort launch --ps]");
+  }
+  if (config.mpi && !options.communication.bind_host.empty()) {
+    return InvalidArgument("communication.bind_host '" + options.communication.bind_host +
+                           "' under mpirun, whose processes reach each other by MPI [leave it out, "
+                           "or start the job by addresses]");
   }
   return config.mpi ? JoinByMpi(config, options) : JoinByAddress(config, options);
 }

@@ -37,7 +37,7 @@ ServerWatch::ServerWatch(const ClusterConfig& config, const StrategyOptions& opt
     : config_(config),
       join_timeout_(options.join_timeout),
       heartbeat_timeout_(options.heartbeat_timeout),
-      collective_timeout_(options.collective_timeout),
+      collective_timeout_(options.communication.timeout),
       rejoin_grace_(options.rejoin_grace),
       worker_patience_(options.worker_patience),
       min_workers_(options.min_workers),

@@ -44,7 +44,7 @@ Job::Job(ClusterConfig config, const StrategyOptions& options)
                           : ""),
       log_(options.log),
       backup_workers_(options.consistency.backup_workers),
-      read_timeout_(options.collective_timeout),
+      read_timeout_(options.communication.timeout),
       wire_(options.server_wire),
       transport_(OrThrow(TransportOf(options.communication))),
       frame_memory_(transport_ == FrameTransport::kTcp ? nullptr : FrameMemory::Make()),

@@ -29,8 +29,10 @@ Status CheckOptions(const StrategyOptions& options) {
         "or use a synchronous strategy]");
   }
   const std::string collective =
-      options.communication.algorithm != "auto"
-          ? "communication.algorithm '" + options.communication.algorithm + "'"
+      options.communication.implementation != "auto"
+          ? "communication.implementation '" + options.communication.implementation + "'"
+      : !options.communication.bind_host.empty()
+          ? "communication.bind_host '" + options.communication.bind_host + "'"
       : options.rails != 1 ? "rails " + std::to_string(options.rails)
       : options.mpi_implementation != "cohort"
           ? "mpi_implementation '" + options.mpi_implementation + "'"
@@ -40,6 +42,13 @@ Status CheckOptions(const StrategyOptions& options) {
     return InvalidArgument(collective +
                            " under a parameter server, whose processes have no collectives [leave "
                            "it out, or use a synchronous strategy]");
+  }
+  if (options.deterministic &&
+      (!options.consistency.synchronous() || options.consistency.backup_workers > 0)) {
+    return InvalidArgument(
+        "deterministic with consistency " + options.consistency.ToString() +
+        ", under which updates count as they come [choose consistency sync, or a synchronous "
+        "strategy]");
   }
   if (options.grad_scaler.has_value()) {
     return InvalidArgument(

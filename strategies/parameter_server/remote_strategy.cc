@@ -341,7 +341,7 @@ Status RemoteStrategy::MakeReplica(ParameterSet& parameters) {
   } catch (const StatusError& error) {
     return error.status();
   }
-  return replica_->Drain(options_.collective_timeout);
+  return replica_->Drain(options_.communication.timeout);
 }
 
 Status RemoteStrategy::Refresh(bool everything) {

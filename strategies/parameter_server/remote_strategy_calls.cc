@@ -107,10 +107,11 @@ Status RemoteStrategy::SurvivingCalls(const char* what, const std::function<Stat
   ps::Scheduler& scheduler = *job_->scheduler();
   for (;;) {
     if (scheduler.calls_again() > 0) {
-      COHORT_RETURN_IF_ERROR(scheduler.AwaitCallsAgain(DeadlineAfter(options_.collective_timeout)));
+      COHORT_RETURN_IF_ERROR(
+          scheduler.AwaitCallsAgain(DeadlineAfter(options_.communication.timeout)));
     }
     COHORT_ASSIGN_OR_RETURN(const auto lock,
-                            LockRecovery(what, DeadlineAfter(options_.collective_timeout)));
+                            LockRecovery(what, DeadlineAfter(options_.communication.timeout)));
     if (scheduler.calls_again() > 0) {
       continue;  // another thread has brought the servers back meanwhile
     }
@@ -124,7 +125,7 @@ Status RemoteStrategy::SurvivingCalls(const char* what, const std::function<Stat
 }
 
 Status RemoteStrategy::RecoverCalls(const Status& error, std::uint64_t seen) {
-  COHORT_RETURN_IF_ERROR(GoOnAfter(error, seen, DeadlineAfter(options_.collective_timeout)));
+  COHORT_RETURN_IF_ERROR(GoOnAfter(error, seen, DeadlineAfter(options_.communication.timeout)));
   return MatchRows();
 }
 

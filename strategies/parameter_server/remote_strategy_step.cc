@@ -147,11 +147,11 @@ Result<ReplicaResult> RemoteStrategy::Run(const data::Batch& part, const StepFn&
 }
 
 Status RemoteStrategy::Drain() {
-  const Status status = stream_->Synchronize(DeadlineAfter(options_.collective_timeout));
+  const Status status = stream_->Synchronize(DeadlineAfter(options_.communication.timeout));
   if (replica_ == nullptr) {
     return status;
   }
-  const Status copied = replica_->Drain(options_.collective_timeout);
+  const Status copied = replica_->Drain(options_.communication.timeout);
   return status.ok() ? copied : status;
 }
 

@@ -78,18 +78,22 @@ class Choice {
       return "virtual_shards promise the same bits in every world, and NCCL adds in an order of "
              "its own";
     }
+    if (options_.deterministic) {
+      return "deterministic asks for the canonical order of sums, and NCCL adds in an order of its "
+             "own";
+    }
     if (parts_.job == nullptr) {
       return "";
     }
     if (options_.make_bucket_hook) {
       return "make_bucket_hook takes sums in the host's memory";
     }
-    if (options_.communication.algorithm != "auto") {
-      return "communication.algorithm is '" + options_.communication.algorithm +
+    if (options_.communication.implementation != "auto") {
+      return "communication.implementation is '" + options_.communication.implementation +
              "', of sums in the host's memory";
     }
-    if (options_.cross_device_ops == kAuto && options_.communication.implementation != "auto") {
-      return "communication.implementation is '" + options_.communication.implementation + "'";
+    if (options_.cross_device_ops == kAuto && options_.communication.transport != "auto") {
+      return "communication.transport is '" + options_.communication.transport + "'";
     }
     return parts_.store == nullptr ? "the processes have no store in which their GPUs could meet"
                                    : "";
@@ -97,7 +101,7 @@ class Choice {
 
   // Ends well before the others tire of waiting for what a process has to say of it.
   std::chrono::milliseconds ConnectTimeout() const {
-    return std::min({options_.join_timeout, kConnect, options_.collective_timeout / 2});
+    return std::min({options_.join_timeout, kConnect, options_.communication.timeout / 2});
   }
 
   // What this process tells the others: its GPUs, or what stands in the way.
@@ -175,7 +179,7 @@ class Choice {
     sums.job = parts_.job;
     sums.store = parts_.store;
     sums.prefix = "cross_device_ops/" + std::to_string(parts_.binding);
-    sums.communicator.timeout = options_.collective_timeout;
+    sums.communicator.timeout = options_.communication.timeout;
     sums.communicator.generation = parts_.job == nullptr ? 1 : parts_.job->generation();
     sums.communicator.name = "gradients";
     sums.communicator.flight_folder = options_.flight_folder;

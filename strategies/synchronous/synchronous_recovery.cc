@@ -74,7 +74,7 @@ Status SynchronousStrategy::MeetAgain(ParameterSet& parameters, const Optimizer&
 // From the last to the first, what uses the communicator and the rows.
 void SynchronousStrategy::LetGo() {
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
-    (void)copy->Drain(options_.collective_timeout);
+    (void)copy->Drain(options_.communication.timeout);
   }
   agreement_.reset();
   updater_.reset();

@@ -97,7 +97,7 @@ void SynchronousStrategy::RunTurn(int thread, int turn, const data::Batch& part,
     outcome.exception = std::current_exception();
   }
   // The parameters must not change, nor the arenas be read on the host, before all streams ran dry.
-  const Status drained = stream.Synchronize(DeadlineAfter(options_.collective_timeout));
+  const Status drained = stream.Synchronize(DeadlineAfter(options_.communication.timeout));
   if (outcome.status.ok()) {
     outcome.status = drained;
   }

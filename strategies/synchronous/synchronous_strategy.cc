@@ -13,6 +13,7 @@
 #include "synchronous/agreement.h"
 #include "synchronous/cores.h"
 #include "synchronous/local_rows.h"
+#include "synchronous/options.h"
 #include "synchronous/tensors.h"
 
 namespace cohort {
@@ -23,26 +24,11 @@ constexpr BucketLimits kStartingLimits{.first_bytes = std::int64_t{1} << 20,
                                        .bytes = std::int64_t{25} << 20};
 
 BucketLimits LimitsOf(const StrategyOptions& options) {
-  return options.bucket_bytes == 0 ? BucketLimits{.first_bytes = options.first_bucket_bytes,
-                                                  .bytes = kStartingLimits.bytes}
-                                   : BucketLimits{.first_bytes = options.first_bucket_bytes,
-                                                  .bytes = options.bucket_bytes};
-}
-
-// One all-reduce after the backward pass, of two processes that share memory.
-constexpr std::string_view kOneBucket = "one_bucket";
-
-bool Offers(const Communicator& communicator, std::string_view algorithm) {
-  const auto offered = communicator.algorithms(OperationKind::kAllReduce);
-  return std::ranges::find(offered, algorithm) != offered.end();
-}
-
-bool OffersOneBucket(const Communicator& communicator) {
-  return communicator.size() == 2 && Offers(communicator, "shared");
-}
-
-int LocalReplicas(const StrategyOptions& options) {
-  return options.devices.empty() ? options.num_devices : static_cast<int>(options.devices.size());
+  return options.communication.bytes_per_pack == 0
+             ? BucketLimits{.first_bytes = options.first_bucket_bytes,
+                            .bytes = kStartingLimits.bytes}
+             : BucketLimits{.first_bytes = options.first_bucket_bytes,
+                            .bytes = options.communication.bytes_per_pack};
 }
 
 bool AnyApart(const std::vector<std::shared_ptr<Device>>& devices) {
@@ -78,84 +64,6 @@ Result<std::unique_ptr<Strategy>> MakeSynchronousStrategy(SynchronousParts parts
   return SynchronousStrategy::Make(std::move(parts.kind), std::move(parts.cluster),
                                    MakeMembership(std::move(parts.communicator), parts.store),
                                    std::move(options));
-}
-
-Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int processes) {
-  const auto devices = static_cast<int>(options.devices.size());
-  if (devices > 0 && options.num_devices != 1 && options.num_devices != devices) {
-    return InvalidArgument("num_devices is " + std::to_string(options.num_devices) + ", with " +
-                           std::to_string(devices) +
-                           " devices [leave num_devices out where devices are given]");
-  }
-  if (std::ranges::find(options.devices, nullptr) != options.devices.end()) {
-    return InvalidArgument("a device of StrategyOptions::devices is nullptr");
-  }
-  if (options.num_devices < 1) {
-    return InvalidArgument("num_devices is " + std::to_string(options.num_devices) +
-                           " [at least 1]");
-  }
-  if (options.first_bucket_bytes < 1 || options.bucket_bytes < 0) {
-    return InvalidArgument("gradient buckets of " + std::to_string(options.first_bucket_bytes) +
-                           " and " + std::to_string(options.bucket_bytes) +
-                           " bytes [the first at least 1, the others 0 (adapted) or more]");
-  }
-  const int threads = processes * LocalReplicas(options);
-  const int shards = options.virtual_shards;
-  if (shards < 0 || (shards > 0 && (!std::has_single_bit(static_cast<unsigned>(shards)) ||
-                                    shards % threads != 0))) {
-    return InvalidArgument(std::to_string(shards) + " virtual shards for " +
-                           std::to_string(processes) + " process(es) of " +
-                           std::to_string(LocalReplicas(options)) +
-                           " device(s) [a power of two that the devices of all processes divide: "
-                           "the tree in which shards are added has then a branch for each]");
-  }
-  if (options.intra_op_threads < 0) {
-    return InvalidArgument("intra_op_threads is " + std::to_string(options.intra_op_threads) +
-                           " [0 shares the cores among the replicas]");
-  }
-  COHORT_RETURN_IF_ERROR(CheckCrossDeviceOps(options));
-  if (options.grad_scaler.has_value()) {
-    COHORT_RETURN_IF_ERROR(GradScaler::Check(*options.grad_scaler));
-    if (options.make_bucket_hook) {
-      return InvalidArgument(
-          "grad_scaler with make_bucket_hook: what overflowed would stay in what a hook keeps from "
-          "step to step [leave one of them out]");
-    }
-  }
-  if (options.collective_timeout.count() <= 0) {
-    return InvalidArgument("collective_timeout is " +
-                           std::to_string(options.collective_timeout.count()) +
-                           " ms [more than 0]");
-  }
-  return {};
-}
-
-Status SynchronousStrategy::CheckAlgorithm(const StrategyOptions& options,
-                                           const Communicator* communicator) {
-  const std::string& name = options.communication.algorithm;
-  if (name == "auto" || communicator == nullptr) {
-    return {};
-  }
-  if (options.virtual_shards > 0) {
-    return InvalidArgument("communication.algorithm is '" + name +
-                           "' with virtual_shards, whose order of addition is their own [leave one "
-                           "of them out]");
-  }
-  std::string choices = "auto";
-  if (OffersOneBucket(*communicator)) {
-    choices += ", " + std::string(kOneBucket);
-    if (name == kOneBucket) {
-      return {};
-    }
-  }
-  for (const std::string_view offered : communicator->algorithms(OperationKind::kAllReduce)) {
-    if (offered == name) {
-      return {};
-    }
-    choices += ", " + std::string(offered);
-  }
-  return InvalidArgument("communication.algorithm is '" + name + "' [over " +
-                         std::string(communicator->backend()) + " choose one of " + choices + "]");
 }
 
 Result<std::unique_ptr<Strategy>> SynchronousStrategy::Make(std::string kind, ClusterConfig cluster,
@@ -211,14 +119,14 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
 void SynchronousStrategy::MakeSpanReduction() {
   if (communicator_ != nullptr) {
     span_reduction_ = std::make_unique<SpanReduction>(*communicator_, LimitsOf(options_).bytes,
-                                                      options_.collective_timeout);
+                                                      options_.communication.timeout);
   }
 }
 
 // What is on the streams of the devices works on memory that goes now.
 SynchronousStrategy::~SynchronousStrategy() {
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
-    (void)copy->Drain(options_.collective_timeout);
+    (void)copy->Drain(options_.communication.timeout);
   }
 }
 
@@ -279,8 +187,9 @@ Status SynchronousStrategy::BindTo(ParameterSet& parameters, const Optimizer& op
         "virtual shards: " + std::to_string(options_.virtual_shards),
         "loss scale: " + std::to_string(static_cast<int>(options_.loss_scale)),
         "first bucket: " + std::to_string(options_.first_bucket_bytes) + " bytes",
-        "buckets: " + std::to_string(options_.bucket_bytes) + " bytes",
-        "algorithm: " + options_.communication.algorithm,
+        "buckets: " + std::to_string(options_.communication.bytes_per_pack) + " bytes",
+        "implementation: " + options_.communication.implementation,
+        std::string("deterministic: ") + (options_.deterministic ? "yes" : "no"),
         "cross-device ops: " + options_.cross_device_ops,
         "bucket hook: " + (hook_ == nullptr ? "none" : hook_->name()),
         "gradient scaler: " + ScalerText(options_.grad_scaler),
@@ -393,7 +302,7 @@ Status SynchronousStrategy::MakeCopies(ParameterSet& parameters) {
     return error.status();
   }
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
-    COHORT_RETURN_IF_ERROR(copy->Drain(options_.collective_timeout));
+    COHORT_RETURN_IF_ERROR(copy->Drain(options_.communication.timeout));
   }
   return {};
 }
@@ -413,13 +322,13 @@ Status SynchronousStrategy::ChooseCrossDevice() {
 
 // Whether buckets are hidden behind the backward pass or one follows it. Hiding them takes a core
 // from the backward pass where none is left over; one of many is no loss, one of two is. Who sets
-// bucket_bytes wants buckets.
+// communication.bytes_per_pack wants buckets.
 Status SynchronousStrategy::ChooseOneBucket() {
   one_bucket_ = false;
-  const std::string& name = options_.communication.algorithm;
+  const std::string& name = options_.communication.implementation;
   const bool asked = name == kOneBucket;
   if (communicator_ != nullptr && OffersOneBucket(*communicator_) &&
-      (asked || (name == "auto" && options_.bucket_bytes == 0))) {
+      (asked || (name == "auto" && options_.communication.bytes_per_pack == 0))) {
     const bool possible = hook_ == nullptr && copies_.empty();
     constexpr int kFewThreads = 2;
     const int threads = gang_.size() * intra_op_threads_;
@@ -442,12 +351,12 @@ std::string SynchronousStrategy::SumsAlgorithm() const {
   if (options_.virtual_shards > 0) {
     return algorithm_;
   }
-  const std::string& name = options_.communication.algorithm;
+  const std::string& name = options_.communication.implementation;
   return communicator_ != nullptr && Offers(*communicator_, name) ? name : "auto";
 }
 
 Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
-  const std::string& asked = options_.communication.algorithm;
+  const std::string& asked = options_.communication.implementation;
   const std::string algorithm = SumsAlgorithm();
   if (communicator_ != nullptr && algorithm != asked && asked != kOneBucket &&
       options_.virtual_shards == 0) {
@@ -472,7 +381,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
                                                          .limits = limits_,
                                                          .after_pass = one_bucket_,
                                                          .algorithm = algorithm,
-                                                         .timeout = options_.collective_timeout,
+                                                         .timeout = options_.communication.timeout,
                                                          .log = options_.log});
   COHORT_RETURN_IF_ERROR(made.status());
   reducer_ = std::move(made).value();
@@ -482,7 +391,7 @@ Status SynchronousStrategy::MakeReducer(ParameterSet& parameters) {
 // What a step is made of beside the reducer.
 void SynchronousStrategy::MakeParts(ParameterSet& parameters, const Optimizer& optimizer) {
   DeviceCopy* const first = copy_of(0);
-  untrained_.emplace(parameters, copies_, first, options_.collective_timeout);
+  untrained_.emplace(parameters, copies_, first, options_.communication.timeout);
   updater_.emplace(Updater::Parts{.reducer = *reducer_,
                                   .optimizer = optimizer,
                                   .parameters = parameters,
@@ -495,16 +404,24 @@ void SynchronousStrategy::MakeParts(ParameterSet& parameters, const Optimizer& o
                                   .communicator = communicator_,
                                   .loss_scale = options_.loss_scale,
                                   .whole_updates = options_.whole_updates,
-                                  .timeout = options_.collective_timeout,
+                                  .timeout = options_.communication.timeout,
                                   .log = options_.log});
-  const NcclSums* const nccl = cross_device_.nccl.get();
-  const int summands = nccl != nullptr ? nccl->size() : num_processes_;
   agreement_.emplace(
       parameters, *reducer_,
       BucketAgreement::Options{.communicator = communicator_,
                                .limits = limits_,
-                               .adapts = options_.bucket_bytes == 0 && communicator_ != nullptr &&
-                                         summands == 2 && !one_bucket_});
+                               .adapts = options_.communication.bytes_per_pack == 0 &&
+                                         communicator_ != nullptr && !one_bucket_ &&
+                                         SumsAreTheSameHoweverCut()});
+}
+
+// What the clock showed must not change a result. Two summands have one order.
+bool SynchronousStrategy::SumsAreTheSameHoweverCut() const {
+  const NcclSums* const nccl = cross_device_.nccl.get();
+  if (nccl != nullptr) {
+    return nccl->size() == 2;
+  }
+  return num_processes_ == 2 || (hook_ == nullptr && communicator_->keeps_order(SumsAlgorithm()));
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,
@@ -587,15 +504,16 @@ Status SynchronousStrategy::PullState() {
   }
   DeviceCopy& copy = on_host == copies_.end() ? *copies_.front() : **on_host;
   // A copy to the host's own memory blocks, without a deadline, until the stream has come there.
-  COHORT_RETURN_IF_ERROR(copy.Drain(options_.collective_timeout));
+  COHORT_RETURN_IF_ERROR(copy.Drain(options_.communication.timeout));
   copy.Pull();
-  return copy.Drain(options_.collective_timeout).Annotate("the state of " + copy.device()->name());
+  return copy.Drain(options_.communication.timeout)
+      .Annotate("the state of " + copy.device()->name());
 }
 
 Status SynchronousStrategy::PushState() {
   for (const std::unique_ptr<DeviceCopy>& copy : copies_) {
     copy->Push();
-    COHORT_RETURN_IF_ERROR(copy->Drain(options_.collective_timeout)
+    COHORT_RETURN_IF_ERROR(copy->Drain(options_.communication.timeout)
                                .Annotate("the state of " + copy->device()->name()));
   }
   return {};

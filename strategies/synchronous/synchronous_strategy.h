@@ -8,8 +8,8 @@
 //
 // What has a state of its own is a class: StepTotals, UntrainedValues (running averages), Updater,
 // BucketAgreement, Reducer. The strategy puts them in order: Bind and what all processes do
-// together in synchronous_strategy.cc, data in synchronous_input.cc, replicas in
-// synchronous_replicas.cc, a step in synchronous_step.cc, the way on after a loss in
+// together in synchronous_strategy.cc, options in options.cc, data in synchronous_input.cc,
+// replicas in synchronous_replicas.cc, a step in synchronous_step.cc, the way on after a loss in
 // synchronous_recovery.cc.
 //
 // With virtual shards, a REPLICA, as the program sees it, is a shard of the global batch: a process
@@ -128,6 +128,7 @@ class SynchronousStrategy final : public Strategy {
   Status ChooseCrossDevice();
   Status ChooseOneBucket();
   std::string SumsAlgorithm() const;
+  bool SumsAreTheSameHoweverCut() const;
   Status MakeReducer(ParameterSet& parameters);
   void MakeParts(ParameterSet& parameters, const Optimizer& optimizer);
   DeviceCopy* copy_of(int thread) const {

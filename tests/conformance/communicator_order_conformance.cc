@@ -143,9 +143,24 @@ TEST_P(CommunicatorConformance, DeterministicRefusesTheRingByName) {
     EXPECT_THAT(refused.status().message(), ::testing::HasSubstr("canonical order"));
     EXPECT_THAT(comm.algorithms(OperationKind::kAllReduce),
                 ::testing::Not(::testing::Contains("ring")));
+    EXPECT_FALSE(comm.keeps_order("ring"));
+    EXPECT_TRUE(comm.keeps_order("auto"));
+    for (const std::string_view offered : comm.algorithms(OperationKind::kAllReduce)) {
+      EXPECT_TRUE(comm.keeps_order(offered)) << offered;
+    }
     std::vector<float> all(10 * static_cast<std::size_t>(comm.size()));
     return WaitFor(comm.AllGather(std::span(values), std::span(all), {.algorithm = "ring"}));
   }));
+}
+
+TEST_P(CommunicatorConformance, SaysThatNoNameButItsOwnKeepsTheOrder) {
+  Run([](Communicator& comm) -> Status {
+    EXPECT_FALSE(comm.keeps_order("no such algorithm"));
+    if (!GetParam().deterministic && comm.size() > 1) {
+      EXPECT_FALSE(comm.keeps_order("auto"));
+    }
+    return {};
+  });
 }
 
 // --- the cost model

@@ -109,7 +109,7 @@ class Chief {
     worker_ = std::async(std::launch::async, [this] { return Work(job_); });
     StrategyOptions options;
     options.consistency = OrThrow(Consistency::Parse("async"));
-    options.collective_timeout = collective_timeout;
+    options.communication.timeout = collective_timeout;
     strategy = OrThrow(job_.Make({TaskType::kChief, 0}, options));
     OrThrow(strategy->Bind(parameters, Adds()));
   }

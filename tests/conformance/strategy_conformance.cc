@@ -78,7 +78,7 @@ TEST_P(StrategyConformance, EqualsPlainLoopsUnderLateStreams) {
   for (const std::int64_t bucket : {std::int64_t{256}, std::int64_t{1} << 20}) {
     StrategyOptions options;
     options.first_bucket_bytes = bucket;
-    options.bucket_bytes = bucket;
+    options.communication.bytes_per_pack = bucket;
     options.make_stream = LateStreams(static_cast<std::uint64_t>(bucket));
     RunJob(options, [&](int, Strategy& strategy) -> Status {
       const Trained trained = TrainWith(strategy, dataset, Momentum(), 2, IntegerStep());
@@ -111,7 +111,7 @@ TEST_P(StrategyConformance, AccumulatedBatchesAreOneLargeBatch) {
     StrategyOptions options;
     if (late) {
       options.first_bucket_bytes = 300;
-      options.bucket_bytes = 300;
+      options.communication.bytes_per_pack = 300;
       options.make_stream = LateStreams(3);
     }
     RunJob(options, [&](int, Strategy& strategy) -> Status {
@@ -185,7 +185,7 @@ TEST_P(StrategyConformance, EqualsPlainLoopsThroughHooks) {
       options.make_bucket_hook = hook;
       if (late) {
         options.first_bucket_bytes = 300;
-        options.bucket_bytes = 300;
+        options.communication.bytes_per_pack = 300;
         options.make_stream = LateStreams(8);
       }
       if (GetParam().parameter_server) {

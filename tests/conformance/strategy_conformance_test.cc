@@ -45,7 +45,7 @@ StrategyWorld By(const std::string& algorithm, int replicas) {
   world.name += "_" + algorithm;
   world.make = [algorithm, make = world.make](int process, StrategyOptions options) {
     if (options.virtual_shards == 0) {
-      options.communication.algorithm = algorithm;
+      options.communication.implementation = algorithm;
     }
     return make(process, std::move(options));
   };

@@ -54,7 +54,7 @@ TEST(MultiWorkerMirrored, AKilledChiefEndsTheOthersWithItsName) {
 TEST(MultiWorkerMirrored, AStoppedWorkerIsNamedAtTheDeadline) {
   ProcessCluster cluster;
   std::vector<std::string> flags = kLong;
-  flags.insert(flags.end(), {"--collective-timeout", "4"});
+  flags.insert(flags.end(), {"--communication-timeout", "4"});
   cluster.StartTasks({{"worker", 2}}, Classifier("multi_worker_mirrored", flags));
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "epoch 1/1000", seconds(60))) << cluster.Logs();
   ASSERT_TRUE(cluster.Signal("worker:1", SIGSTOP));
@@ -67,7 +67,7 @@ TEST(MultiWorkerMirrored, FlightRecordsNameTheStoppedWorker) {
   ProcessCluster cluster;
   const TempDir dir;
   std::vector<std::string> flags = kLong;
-  flags.insert(flags.end(), {"--collective-timeout", "3", "--flight-folder", dir.path()});
+  flags.insert(flags.end(), {"--communication-timeout", "3", "--flight-folder", dir.path()});
   cluster.StartTasks({{"worker", 2}}, Classifier("multi_worker_mirrored", flags));
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "epoch 1/1000", seconds(60))) << cluster.Logs();
   const std::string records = dir.path() + "/collectives.g1.rank";

@@ -367,9 +367,9 @@ Status Run(const std::string& consistency, const std::string& gate) {
   COHORT_ASSIGN_OR_RETURN(const ClusterConfig config, ResolveCluster({}, Environment::OfProcess()));
   StrategyOptions options;
   COHORT_ASSIGN_OR_RETURN(options.consistency, Consistency::Parse(consistency));
-  options.communication.implementation = "tcp";
+  options.communication.transport = "tcp";
   options.join_timeout = std::chrono::seconds(60);
-  options.collective_timeout = std::chrono::seconds(60);
+  options.communication.timeout = std::chrono::seconds(60);
   options.log = StderrLog(config.task.ToString());
   options.cluster = config;
   const Consistency asked = options.consistency;

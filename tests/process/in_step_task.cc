@@ -206,10 +206,10 @@ Status Run(const Options& options) {
   StrategyOptions strategy_options;
   strategy_options.consistency.mode = Consistency::Mode::kHybrid;
   strategy_options.join_timeout = std::chrono::seconds(60);
-  strategy_options.collective_timeout = std::chrono::seconds(60);
+  strategy_options.communication.timeout = std::chrono::seconds(60);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.worker_patience = std::chrono::milliseconds(options.worker_patience_ms);
-  strategy_options.communication.algorithm = options.all_reduce;
+  strategy_options.communication.implementation = options.all_reduce;
   strategy_options.min_workers = options.min_workers;
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
   strategy_options.log = StderrLog(config.task.ToString());

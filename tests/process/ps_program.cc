@@ -504,10 +504,10 @@ Status Run(const Options& options) {
   COHORT_ASSIGN_OR_RETURN(strategy_options.consistency, Consistency::Parse(options.consistency));
   strategy_options.join_timeout = std::chrono::milliseconds(options.join_ms);
   strategy_options.heartbeat_timeout = std::chrono::milliseconds(options.heartbeat_ms);
-  strategy_options.collective_timeout = std::chrono::milliseconds(options.collective_ms);
+  strategy_options.communication.timeout = std::chrono::milliseconds(options.collective_ms);
   strategy_options.rejoin_grace = std::chrono::milliseconds(options.rejoin_ms);
   strategy_options.journal_folder = options.folder;
-  strategy_options.communication.implementation = options.communication;
+  strategy_options.communication.transport = options.communication;
   strategy_options.server_loss = options.replica   ? ServerLoss::kReplica
                                  : options.partial ? ServerLoss::kPartial
                                                    : ServerLoss::kRollBack;

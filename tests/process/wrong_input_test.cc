@@ -111,6 +111,14 @@ TEST(Flags, AreChecked) {
   const Outcome algorithm = RunProgram({Bin("image_classifier"), "--all-reduce", "foo"});
   ExpectRefused(algorithm, "--all-reduce");
   ExpectRefused(algorithm, "halving_doubling");
+  ExpectRefused(RunProgram({Bin("image_classifier"), "--deterministic", "--all-reduce", "ring"}),
+                "deterministic with communication.implementation 'ring'");
+  ExpectRefused(RunProgram({Bin("image_classifier"), "--bind-host", "10.0.0.3:80"}),
+                "communication.bind_host is '10.0.0.3:80'");
+  ExpectRefused(RunProgram({Bin("image_classifier"), "--bytes-per-pack", "-1"}),
+                "--bytes-per-pack");
+  ExpectRefused(RunProgram({Bin("image_classifier"), "--communication-timeout", "0"}),
+                "--communication-timeout");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--server-loss", "partial"}),
                 "server_loss kPartial under one_device");
   ExpectRefused(RunProgram({Bin("image_classifier"), "--devices", "0"}), "devices '0'");

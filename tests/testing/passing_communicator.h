@@ -77,6 +77,9 @@ class PassingCommunicator : public Communicator {
   std::vector<std::string_view> algorithms(OperationKind kind) const override {
     return inner_->algorithms(kind);
   }
+  bool keeps_order(std::string_view algorithm) const override {
+    return inner_->keeps_order(algorithm);
+  }
   Result<CostEstimate> Explain(OperationKind kind, std::int64_t bytes) override {
     return inner_->Explain(kind, bytes);
   }

@@ -218,7 +218,7 @@ std::uint64_t Scheduler::GiveUpHanging() {
   return LostNow(silent->task,
                  DeadlineExceeded(fmt::format(
                      "{} hangs: its process is there, and has finished no step for {:.1f} s "
-                     "while others waited for it [collective_timeout is longer than a step]",
+                     "while others waited for it [communication.timeout is longer than a step]",
                      silent->task.ToString(), silent->seconds)));
 }
 

@@ -14,10 +14,10 @@ Result<FrameTransport> TransportOf(const CommunicationOptions& options) {
   const std::map<std::string_view, FrameTransport> transports = {{"auto", FrameTransport::kAuto},
                                                                  {"tcp", FrameTransport::kTcp},
                                                                  {"shm", FrameTransport::kShared}};
-  const auto found = transports.find(options.implementation);
+  const auto found = transports.find(options.transport);
   if (found == transports.end()) {
-    return InvalidArgument("communication.implementation '" + options.implementation +
-                           "' of parameter servers [auto, tcp or shm]");
+    return InvalidArgument("communication.transport '" + options.transport +
+                           "' of parameter servers [choose auto, shm or tcp]");
   }
   return found->second;
 }
@@ -33,7 +33,7 @@ Result<std::string> LocateFrames(Servers::StubInterface& server, const std::stri
       transport != FrameTransport::kTcp && !reply.local().empty() && reply.host() == HostIdentity();
   if (transport == FrameTransport::kShared && !here) {
     return FailedPrecondition(
-        "it is on another host, and communication.implementation is shm "
+        "it is on another host, and communication.transport is shm "
         "[auto, or tcp]");
   }
   return here && may_share ? reply.local() : WithPort(address, static_cast<int>(reply.port()));

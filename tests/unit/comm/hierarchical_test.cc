@@ -95,6 +95,27 @@ TEST(Hierarchical, DeterministicRefusesLayoutsThatDoNotKeepTheOrder) {
   });
 }
 
+TEST(Hierarchical, SaysWhetherAutoKeepsTheOrder) {
+  for (const bool deterministic : {false, true}) {
+    CommunicatorOptions options;
+    options.deterministic = deterministic;
+    for (const std::string hosts : {"abab", "aab", "aaabbb"}) {
+      RunOn(hosts, options, [&](Communicator& comm) -> Status {
+        EXPECT_EQ(comm.keeps_order("auto"), deterministic) << hosts;
+        EXPECT_FALSE(comm.keeps_order("hierarchical")) << hosts;
+        EXPECT_TRUE(comm.keeps_order("direct")) << hosts;
+        return {};
+      });
+    }
+    RunOn("aabbcc", options, [](Communicator& comm) -> Status {
+      EXPECT_TRUE(comm.keeps_order("auto"));
+      EXPECT_TRUE(comm.keeps_order("hierarchical"));
+      EXPECT_FALSE(comm.keeps_order("ring"));
+      return {};
+    });
+  }
+}
+
 // What one rank learns inside its host, or across, all ranks hear.
 TEST(Hierarchical, AFailureInsideAHostReachesAllRanks) {
   for (const std::string hosts : {"aabb", "aaab"}) {

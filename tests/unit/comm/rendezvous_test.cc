@@ -41,6 +41,36 @@ TEST(Rendezvous, AnEmptyHostIsGivenOutAsAnAddress) {
   EXPECT_THAT(OrThrow(Listen(":0", "127.0.0.1")).address, ::testing::StartsWith("127.0.0.1:"));
 }
 
+bool HasV6Loopback() { return Listen("[::1]:0", "").ok(); }
+
+// The address that a rank binds is the one that the others are told, and reach it at; so in groups.
+TEST(Rendezvous, ABindAddressIsGivenOut) {
+  std::vector<std::string> hosts{"127.0.0.2", HasV6Loopback() ? "[::1]" : "127.0.0.3"};
+  for (int turn = 0; turn < 2; ++turn) {  // each is connected to once
+    std::swap(hosts[0], hosts[1]);
+    SCOPED_TRACE("rank 0 at " + hosts[0]);
+    testing::MemoryStore store;
+    testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
+      const TcpOptions tcp{.bind_address = hosts[static_cast<std::size_t>(rank)] + ":0",
+                           .connect_timeout = seconds(20)};
+      COHORT_ASSIGN_OR_RETURN(const auto all, MakeTcpCommunicator(rank, 2, store, "job", tcp));
+      COHORT_ASSIGN_OR_RETURN(const auto group, all->Split(/*color=*/0, /*key=*/-rank));
+      for (Communicator* const communicator : {all.get(), group.get()}) {
+        float value = static_cast<float>(rank + 1);
+        COHORT_ASSIGN_OR_RETURN(
+            const auto work, communicator->AllReduce(std::span<float>(&value, 1), ReduceOp::kSum));
+        COHORT_RETURN_IF_ERROR(work->Wait());
+        EXPECT_EQ(value, 3);
+      }
+      return {};
+    }));
+    for (int rank = 0; rank < 2; ++rank) {
+      EXPECT_THAT(OrThrow(store.Get("job/1/rank/" + std::to_string(rank))),
+                  ::testing::StartsWith(hosts[static_cast<std::size_t>(rank)] + ":"));
+    }
+  }
+}
+
 TEST(Rendezvous, TheAbsentAreNamed) {
   testing::MemoryStore store;
   CommunicatorOptions options;

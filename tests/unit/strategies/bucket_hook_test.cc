@@ -56,7 +56,7 @@ std::vector<float> SumOfUpdates(const Experiment& experiment, const MakeHook& ho
     options.num_devices = experiment.replicas;
     options.loss_scale = experiment.loss_scale;
     options.first_bucket_bytes = experiment.bucket_bytes;
-    options.bucket_bytes = experiment.bucket_bytes;
+    options.communication.bytes_per_pack = experiment.bucket_bytes;
     options.make_bucket_hook = hook;
     SynchronousParts parts;
     parts.communicator = std::move(communicators[static_cast<std::size_t>(process)]);
@@ -160,18 +160,24 @@ TEST(Compression, ErrsByNoMoreThanARoundingOfEachProcessesPart) {
 }
 
 TEST(Compression, ErrorFeedbackMakesTheLongRunSumRight) {
-  // 1 + 2^-10 and 1 + 3 * 2^-10 are both 1 in bfloat16.
-  const GradientFn constant = [](int, int replica, std::int64_t, std::size_t) {
-    return 1.0F + static_cast<float>(1 + 2 * replica) / 1024;
-  };
-  const Experiment e{.processes = 2, .shapes = {{9}, {5, 4}}, .steps = 64};
-  const std::vector<double> exact = Exact(e, constant);
-  const auto with = SumOfUpdates(
-      e, [] { return MakeCompressionHook(); }, constant);
-  EXPECT_LE(LargestError(with, exact), 2.0 / 128);  // what the last step kept
-  const auto without = SumOfUpdates(
-      e, [] { return MakeCompressionHook({.error_feedback = false}); }, constant);
-  EXPECT_NEAR(LargestError(without, exact), 64 * 4.0 / 1024, 1e-6);
+  const std::pair<DType, double> types[] = {{DType::kBFloat16, 1.0 / 128},
+                                            {DType::kFloat16, 1.0 / 1024}};
+  for (const auto& [dtype, unit] : types) {  // the unit in the last place of 1
+    SCOPED_TRACE(DTypeName(dtype));
+    // One and three eighths of a unit more than 1: both are 1 in that type.
+    const GradientFn constant = [unit = unit](int, int replica, std::int64_t, std::size_t) {
+      return 1.0F + static_cast<float>(unit) * static_cast<float>(1 + 2 * replica) / 8;
+    };
+    const Experiment e{.processes = 2, .shapes = {{9}, {5, 4}}, .steps = 64};
+    const std::vector<double> exact = Exact(e, constant);
+    const auto hook = [dtype = dtype](bool feedback) -> MakeHook {
+      return [=] { return MakeCompressionHook({.dtype = dtype, .error_feedback = feedback}); };
+    };
+    const auto with = SumOfUpdates(e, hook(true), constant);
+    EXPECT_LE(LargestError(with, exact), 2 * unit);  // what the last step kept
+    const auto without = SumOfUpdates(e, hook(false), constant);
+    EXPECT_NEAR(LargestError(without, exact), 64 * unit / 2, 1e-6);
+  }
 }
 
 TEST(Compression, FeedbackOfALargeBatchDoesNotSwampASmallOne) {
@@ -260,6 +266,52 @@ TEST(PowerSgd, ErrorFeedbackMakesTheLongRunSumRight) {
   EXPECT_LT(relative(256, true), relative(64, true) / 2);
 }
 
+// Each step begins with the factor that the last one ended with: a gradient that stays the same is
+// met better from step to step, and at last as well as any matrix of that rank can.
+TEST(PowerSgd, BeginsWithTheLastStepsFactor) {
+  constexpr std::int64_t kColumns = 20;
+  // Rank 2: two blocks that share no row and no column, one a quarter as large as the other.
+  const GradientFn blocks = [](int, int, std::int64_t, std::size_t i) {
+    const auto row = static_cast<std::int64_t>(i) / kColumns;
+    const auto column = static_cast<std::int64_t>(i) % kColumns;
+    return row % 2 != column % 2 ? 0.0F : row % 2 == 0 ? 1.0F : 0.25F;
+  };
+  const double best = 0.25 / std::sqrt(1.0625);  // all of the smaller block, of both
+  for (const std::uint64_t seed : {1, 2, 3}) {
+    SCOPED_TRACE(seed);
+    const auto updates = [&](std::int64_t steps) {
+      const Experiment e{.processes = 2, .shapes = {{30, kColumns}}, .steps = steps};
+      return SumOfUpdates(
+          e,
+          [&] {
+            return MakePowerSgdHook(
+                {.rank = 1, .start_step = 1, .error_feedback = false, .seed = seed});
+          },
+          blocks);
+    };
+    const std::vector<double> exact =
+        Exact({.processes = 2, .shapes = {{30, kColumns}}, .steps = 1}, blocks);
+    // Of one step's update: what it added to the one before.
+    const auto error_of = [&](std::int64_t step) {
+      std::vector<float> before(exact.size());
+      if (step > 1) {
+        before = updates(step - 1);
+      }
+      const std::vector<float> after = updates(step);
+      std::vector<double> error;
+      for (std::size_t i = 0; i < exact.size(); ++i) {
+        error.push_back(static_cast<double>(after[i]) - before[i] - exact[i]);
+      }
+      return Norm(error) / Norm(exact);
+    };
+    const double first = error_of(1);
+    const double fifth = error_of(5);
+    EXPECT_GE(first, best - 1e-3);
+    EXPECT_LT(fifth, first);
+    EXPECT_NEAR(fifth, best, 1e-3);
+  }
+}
+
 TEST(PowerSgd, BrokenGradientsShow) {
   const Experiment e{.processes = 2, .shapes = {{40, 30}}, .steps = 2};
   const auto got = SumOfUpdates(
@@ -346,7 +398,7 @@ TEST(Hook, WhoseExceptionTheStepFunctionTakesEndsTheStep) {
     const auto statuses = RunRanks(2, [&](int process) -> Status {
       StrategyOptions options;
       options.first_bucket_bytes = 4;
-      options.bucket_bytes = 4;
+      options.communication.bytes_per_pack = 4;
       options.make_bucket_hook = [bucket] { return std::make_unique<Thrower>(bucket); };
       SynchronousParts parts;
       parts.communicator = std::move(communicators[static_cast<std::size_t>(process)]);

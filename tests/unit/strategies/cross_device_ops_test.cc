@@ -80,8 +80,8 @@ class CrossDevice : public ::testing::Test {
 
   CrossDevice() {
     options_.first_bucket_bytes = 1;  // a bucket for each parameter
-    options_.bucket_bytes = 1;
-    options_.collective_timeout = seconds(30);
+    options_.communication.bytes_per_pack = 1;
+    options_.communication.timeout = seconds(30);
     options_.join_timeout = seconds(30);
     options_.log = Log([this](LogLevel, std::string_view text) {
       const std::lock_guard lock(mutex_);
@@ -234,12 +234,30 @@ TEST_F(CrossDevice, NcclIsNotForVirtualShards) {
   EXPECT_EQ(world_->inits, 0);
 }
 
+TEST_F(CrossDevice, NcclIsNotDeterministic) {
+  options_.deterministic = true;
+  const auto train = [](int, Strategy& strategy) { return TwoSteps(strategy); };
+  for (const Places& places : {Places{{0, 1}}, Places{{0}, {0}}}) {
+    log_.clear();
+    options_.cross_device_ops = "auto";
+    ExpectAllOk(Job(places, train));
+    EXPECT_THAT(log_,
+                Contains(AllOf(HasSubstr("not by NCCL"), HasSubstr("deterministic asks for"))));
+    options_.cross_device_ops = "nccl";
+    for (const Status& status : Job(places, train)) {
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+      EXPECT_THAT(status.message(), HasSubstr("deterministic with cross_device_ops 'nccl'"));
+    }
+  }
+  EXPECT_EQ(world_->inits, 0);
+}
+
 TEST_F(CrossDevice, NcclIsNotForWhatIsDoneOnTheHost) {
   options_.make_bucket_hook = [] { return MakeCompressionHook({.dtype = DType::kBFloat16}); };
   ExpectWithoutNccl({{0}, {0}}, "make_bucket_hook takes sums in the host's memory");
   options_.make_bucket_hook = nullptr;
-  options_.communication.algorithm = "ring";
-  ExpectWithoutNccl({{0}, {0}}, "communication.algorithm is 'ring'");
+  options_.communication.implementation = "ring";
+  ExpectWithoutNccl({{0}, {0}}, "communication.implementation is 'ring'");
 }
 
 TEST_F(CrossDevice, NcclTakesEachGpuOnce) {
@@ -358,7 +376,7 @@ TEST_F(CrossDevice, ALostProcessEndsTheStepOfTheOthersAtOnce) {
     });
     EXPECT_EQ(statuses[0].code(), StatusCode::kUnavailable) << statuses[0].ToString();
     EXPECT_THAT(statuses[0].message(), HasSubstr("worker:1 was killed"));
-    EXPECT_LT(std::chrono::steady_clock::now() - begin, options_.collective_timeout);
+    EXPECT_LT(std::chrono::steady_clock::now() - begin, options_.communication.timeout);
   }
 }
 
@@ -366,7 +384,7 @@ TEST_F(CrossDevice, ALateProcessIsNamedAtTheDeadline) {
   options_.cross_device_ops = "nccl";
   std::atomic<bool> over = false;
   adapt_ = [](int process, StrategyOptions& options) {
-    options.collective_timeout = process == 0 ? milliseconds(500) : milliseconds(30'000);
+    options.communication.timeout = process == 0 ? milliseconds(500) : milliseconds(30'000);
   };
   const auto statuses = Job({{0}, {0}}, [&](int process, Strategy& strategy) -> Status {
     ParameterSet parameters = Zeros();

@@ -156,7 +156,7 @@ TEST(DevicesTest, AModelHasTheBitsOfTheCpu) {
 TEST(DevicesTest, ProcessesHaveTheBitsOfTheCpu) {
   StrategyOptions options;
   options.first_bucket_bytes = 256;
-  options.bucket_bytes = 256;
+  options.communication.bytes_per_pack = 256;
   const std::vector<Trained> expected = Train(2, {kTwoCpus, kTwoCpus}, options);
   EXPECT_EQ(expected[0], expected[1]);
   const Devices far = MakeFarDevices(4, LateStreams(5, std::chrono::microseconds(40)));

@@ -2,6 +2,8 @@
 // tests/process/strategy_process_test.cc.
 #include <cohort/strategies/strategy.h>
 
+#include <chrono>
+
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -113,6 +115,35 @@ TEST(FromEnv, OptionsOfParameterServersAreRefusedWhereThereAreNone) {
               HasSubstr("server_loss kPartial under one_device"));
   EXPECT_THAT(with([](auto& o) { o.consistency = OrThrow(Consistency::Parse("sync")); }),
               HasSubstr("consistency sync under one_device"));
+}
+
+// The names of tf.distribute's CommunicationOptions, and what may be meant by a word that is none.
+TEST(FromEnv, OptionsOfCommunicationAreChecked) {
+  const auto with = [](const CommunicationOptions& communication) {
+    StrategyOptions options;
+    options.environment.emplace();
+    options.communication = communication;
+    return Refusal(Strategy::FromEnv("mirrored", options));
+  };
+  EXPECT_EQ(with({.implementation = "ring",
+                  .bytes_per_pack = 1 << 20,
+                  .timeout = std::chrono::seconds(3),
+                  .transport = "tcp"}),
+            "not refused");
+  EXPECT_THAT(with({.bytes_per_pack = -1}),
+              AllOf(HasSubstr("InvalidArgument"), HasSubstr("and -1 bytes")));
+  EXPECT_THAT(with({.timeout = std::chrono::milliseconds(0)}),
+              AllOf(HasSubstr("InvalidArgument"), HasSubstr("communication.timeout is 0 ms")));
+  EXPECT_EQ(with({.bind_host = "::1"}), "not refused");
+  for (const char* const host : {"10.0.0.3:80", "[::1]:80"}) {
+    EXPECT_THAT(with({.bind_host = host}),
+                AllOf(HasSubstr("InvalidArgument"),
+                      HasSubstr("communication.bind_host is '" + std::string(host)),
+                      HasSubstr("without a port")));
+  }
+  EXPECT_THAT(with({.transport = "ring"}),
+              AllOf(HasSubstr("InvalidArgument"), HasSubstr("communication.transport is 'ring'"),
+                    HasSubstr("auto, shm or tcp"), HasSubstr("communication.implementation")));
 }
 
 TEST(FromEnv, HybridNeedsServersAndNoChief) {

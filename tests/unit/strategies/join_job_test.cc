@@ -5,9 +5,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
+#include <fstream>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "multi_worker/crew.h"
 #include "testing/far_device.h"
+#include "testing/memory_store.h"
+#include "testing/run_ranks.h"
 
 namespace cohort {
 namespace {
@@ -132,13 +140,102 @@ TEST(JoinJob, OptionsOfCollectivesAreRefusedWhereThereAreNone) {
     set(options);
     return Strategy::FromEnv("parameter_server", options).status().message();
   };
-  EXPECT_THAT(with([](auto& o) { o.communication.algorithm = "ring"; }),
-              ::testing::HasSubstr("communication.algorithm 'ring' under a parameter server"));
+  EXPECT_THAT(with([](auto& o) { o.communication.implementation = "ring"; }),
+              ::testing::HasSubstr("communication.implementation 'ring' under a parameter server"));
+  EXPECT_THAT(with([](auto& o) { o.communication.bind_host = "h"; }),
+              ::testing::HasSubstr("communication.bind_host 'h'"));
   EXPECT_THAT(with([](auto& o) { o.rails = 2; }), ::testing::HasSubstr("rails 2"));
   EXPECT_THAT(with([](auto& o) { o.mpi_implementation = "mpi"; }),
               ::testing::HasSubstr("mpi_implementation 'mpi'"));
   EXPECT_THAT(with([](auto& o) { o.flight_folder = "f"; }),
               ::testing::HasSubstr("flight_folder 'f'"));
+}
+
+// Workers add to what the servers have as they come to it; in rounds without spares they do not.
+TEST(JoinJob, OnlyRoundsOfAllWorkersAreDeterministic) {
+  StrategyOptions options = OfAParameterServersWorker();
+  options.deterministic = true;
+  for (const char* consistency : {"async", "ssp:2", "sync:1"}) {
+    options.consistency = OrThrow(Consistency::Parse(consistency));
+    const Status status = Strategy::FromEnv("parameter_server", options).status();
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
+    EXPECT_THAT(status.message(),
+                ::testing::HasSubstr(std::string("deterministic with consistency ") + consistency));
+  }
+  options.consistency = OrThrow(Consistency::Parse("sync"));
+  options.lookahead = -1;  // the next thing that is looked at
+  EXPECT_THAT(Strategy::FromEnv("parameter_server", options).status().message(),
+              ::testing::Not(::testing::HasSubstr("deterministic")));
+}
+
+bool HasV6Loopback() {
+  std::ifstream interfaces("/proc/net/if_inet6");
+  for (std::string line; std::getline(interfaces, line);) {
+    if (line.ends_with(" lo")) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// 127.0.0.0/8 is all of loopback: processes with addresses of their own on one host.
+TEST(JoinJob, ProcessesListenAtTheirBindHosts) {
+  const std::vector<TaskId> tasks{{TaskType::kWorker, 0}, {TaskType::kWorker, 1}};
+  std::vector<std::pair<std::string, std::string>> hosts{{"127.0.0.3", "127.0.0.3:"},
+                                                         {"127.0.0.2", "127.0.0.2:"}};
+  if (HasV6Loopback()) {
+    hosts[0] = {"::1", "[::1]:"};
+  }
+  testing::MemoryStore store;
+  testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
+    const auto r = static_cast<std::size_t>(rank);
+    StrategyOptions options;
+    options.communication.transport = "tcp";
+    options.communication.bind_host = hosts[r].first;
+    COHORT_ASSIGN_OR_RETURN(const Crew crew, Crew::Of(tasks, tasks[r]));
+    COHORT_ASSIGN_OR_RETURN(const auto communicator,
+                            ConnectCrew(crew, options, store, "127.0.0.1", /*generation=*/1));
+    COHORT_ASSIGN_OR_RETURN(const auto barrier, communicator->Barrier());
+    return barrier->Wait();
+  }));
+  for (std::size_t r = 0; r < 2; ++r) {
+    EXPECT_THAT(OrThrow(store.Get("collectives/1/rank/" + std::to_string(r))),
+                ::testing::StartsWith(hosts[r].second));
+  }
+}
+
+// What a program asks for comes to the communicator that all collectives are of.
+TEST(JoinJob, ADeterministicJobsCommunicatorIsSo) {
+  const std::vector<TaskId> tasks{{TaskType::kWorker, 0}, {TaskType::kWorker, 1}};
+  for (const char* const transport : {"auto", "shm", "tcp"}) {
+    for (const bool deterministic : {false, true}) {
+      testing::MemoryStore store;
+      testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
+        StrategyOptions options;
+        options.communication.transport = transport;
+        options.deterministic = deterministic;
+        COHORT_ASSIGN_OR_RETURN(const Crew crew,
+                                Crew::Of(tasks, tasks[static_cast<std::size_t>(rank)]));
+        COHORT_ASSIGN_OR_RETURN(const auto communicator,
+                                ConnectCrew(crew, options, store, "127.0.0.1", /*generation=*/1));
+        const auto names = communicator->algorithms(OperationKind::kAllReduce);
+        EXPECT_EQ(std::ranges::find(names, "ring") == names.end(), deterministic) << transport;
+        COHORT_ASSIGN_OR_RETURN(const auto barrier, communicator->Barrier());
+        return barrier->Wait();
+      }));
+    }
+  }
+}
+
+TEST(JoinJob, ABindHostOfAnotherMachineIsNamed) {
+  const std::vector<TaskId> tasks{{TaskType::kWorker, 0}, {TaskType::kWorker, 1}};
+  StrategyOptions options;
+  options.communication.transport = "tcp";
+  options.communication.bind_host = "192.0.2.1";  // of documentation: nobody's
+  testing::MemoryStore store;
+  const Crew crew = OrThrow(Crew::Of(tasks, tasks[0]));
+  EXPECT_THAT(ConnectCrew(crew, options, store, "127.0.0.1", 1).status().message(),
+              ::testing::HasSubstr("bind_address '192.0.2.1:0'"));
 }
 
 TEST(JoinJob, ParametersTravelAsFloats) {

@@ -63,7 +63,7 @@ TEST(Memory, OfAStepIsTheGradientsAndAtMostOneBucket) {
       parts.communicator = std::move(communicators[static_cast<std::size_t>(process)]);
       StrategyOptions options;
       options.num_devices = devices;
-      options.bucket_bytes = kBucketMegabytes << 20;
+      options.communication.bytes_per_pack = kBucketMegabytes << 20;
       COHORT_ASSIGN_OR_RETURN(const auto strategy,
                               MakeSynchronousStrategy(std::move(parts), options));
       ParameterSet& parameters = sets[static_cast<std::size_t>(process)];

@@ -427,7 +427,7 @@ TEST(Options, OutOfRangeAreNamed) {
   };
   EXPECT_THAT(refused({.num_devices = 0}), HasSubstr("num_devices is 0"));
   EXPECT_THAT(refused({.first_bucket_bytes = 0}), HasSubstr("buckets"));
-  EXPECT_THAT(refused({.bucket_bytes = -1}), HasSubstr("buckets"));
+  EXPECT_THAT(refused({.communication = {.bytes_per_pack = -1}}), HasSubstr("buckets"));
   EXPECT_THAT(refused({.intra_op_threads = -2}), HasSubstr("intra_op_threads is -2"));
 }
 

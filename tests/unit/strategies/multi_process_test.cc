@@ -143,7 +143,7 @@ TEST(LaunchOrder, IsTheBucketsOrderOnEveryProcess) {
   StrategyOptions options;
   options.num_devices = 3;
   options.first_bucket_bytes = 1;
-  options.bucket_bytes = 1;
+  options.communication.bytes_per_pack = 1;
   std::vector<Watched::Watch> watches(2);
   ExpectAllOk(Job(
       2, options,
@@ -175,8 +175,8 @@ TEST(LaunchOrder, IsTheBucketsOrderOnEveryProcess) {
 
 TEST(Algorithm, IsThatOfTheGradients) {
   StrategyOptions options;
-  options.communication.algorithm = "ring";
-  options.bucket_bytes = 1;
+  options.communication.implementation = "ring";
+  options.communication.bytes_per_pack = 1;
   std::vector<Watched::Watch> watches(2);
   ExpectAllOk(Job(
       2, options,
@@ -199,11 +199,19 @@ TEST(Algorithm, IsThatOfTheGradients) {
 
 TEST(Algorithm, ThatIsNotThereIsNamedWithThoseThatAre) {
   StrategyOptions options;
-  options.communication.algorithm = "rings";
+  options.communication.implementation = "rings";
   const auto nothing = [](int, Strategy&) -> Status { return {}; };
+  EXPECT_THAT(
+      Messages(Job(2, options, nothing)),
+      Each(AllOf(HasSubstr("communication.implementation is 'rings'"), HasSubstr("ring,"))));
+  // Words of other options, and of tf.distribute's.
+  options.communication.implementation = "tcp";
   EXPECT_THAT(Messages(Job(2, options, nothing)),
-              Each(AllOf(HasSubstr("communication.algorithm is 'rings'"), HasSubstr("ring,"))));
-  options.communication.algorithm = "ring";
+              Each(AllOf(HasSubstr("ring,"), HasSubstr("communication.transport"))));
+  options.communication.implementation = "nccl";
+  EXPECT_THAT(Messages(Job(2, options, nothing)),
+              Each(AllOf(HasSubstr("ring,"), HasSubstr("NCCL is cross_device_ops"))));
+  options.communication.implementation = "ring";
   options.virtual_shards = 4;
   EXPECT_THAT(Messages(Job(2, options, nothing)),
               Each(AllOf(HasSubstr("InvalidArgument"), HasSubstr("virtual_shards"))));
@@ -481,7 +489,7 @@ TEST(Step, ValuesThatAreNotTrainableFollowTheFirstProcess) {
 TEST(Failure, OfOneReplicaReachesEveryProcessWithItsName) {
   StrategyOptions options;
   options.num_devices = 2;
-  options.bucket_bytes = 1;
+  options.communication.bytes_per_pack = 1;
   options.first_bucket_bytes = 1;
   const auto statuses = Job(3, options, [&](int, Strategy& strategy) -> Status {
     ParameterSet parameters = Zeros(4, 100);
@@ -553,7 +561,7 @@ TEST(Failure, DuringEvaluateReachesEveryProcess) {
 TEST(Failure, AfterABucketWasAppliedSaysSoAndStays) {
   StrategyOptions options;
   options.first_bucket_bytes = 1;
-  options.bucket_bytes = 1;
+  options.communication.bytes_per_pack = 1;
   std::vector<Watched::Watch> watches(2);
   watches[1].fail_at = 2;  // of three buckets the last
   const auto statuses = Job(
@@ -579,7 +587,7 @@ TEST(Failure, AfterABucketWasAppliedSaysSoAndStays) {
 TEST(Failure, LeavesNothingOfAWholeUpdate) {
   StrategyOptions options;
   options.first_bucket_bytes = 1;
-  options.bucket_bytes = 1;
+  options.communication.bytes_per_pack = 1;
   options.whole_updates = true;
   std::vector<Watched::Watch> watches(2);
   watches[1].fail_at = 2;  // of three buckets the last
@@ -646,6 +654,52 @@ TEST(Metrics, TooManyAreRefusedWithTheirNumber) {
   ExpectAllOk(statuses);
 }
 
+// A parameter that only one process uses: the others' gradients are 0, with their weight.
+TEST(Gradients, OfAParameterThatOneProcessUsesAreTheWeightedMean) {
+  for (const int user : {0, 1, 2}) {
+    SCOPED_TRACE(user);
+    std::mutex mutex;
+    std::vector<std::string> warnings;
+    StrategyOptions options;
+    options.log = Log([&](LogLevel level, std::string_view message) {
+      if (level == LogLevel::kWarning) {
+        const std::lock_guard lock(mutex);
+        warnings.emplace_back(message);
+      }
+    });
+    ExpectAllOk(Job(3, options, [&](int process, Strategy& strategy) -> Status {
+      ParameterSet parameters = Zeros(3, 2);
+      COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, PlainSgd()));
+      const std::vector<double> weights{1, 5, 2};
+      const double weight = weights[static_cast<std::size_t>(process)];
+      for (int step = 1; step <= 3; ++step) {
+        const auto result =
+            strategy.Step(OneEach(1), [&](ReplicaContext& context, const data::Batch&) {
+              context.gradients.SetWeight(weight);
+              for (const int p : {2, 1, 0}) {
+                if (p != 1 || process == user) {
+                  std::ranges::fill(context.gradients.Accumulator(p),
+                                    context.gradients.loss_seed() * 4);
+                  context.gradients.Ready(p);
+                }
+              }
+              return Result<ReplicaResult>(ReplicaResult{.weight = weight});
+            });
+        COHORT_RETURN_IF_ERROR(result.status());
+        const auto steps = static_cast<float>(step);
+        const auto share = static_cast<float>(weights[static_cast<std::size_t>(user)] / 8);
+        EXPECT_THAT(parameters.value(0), Each(-0.5F * 4 * steps));
+        EXPECT_THAT(parameters.value(1), Each(-0.5F * 4 * steps * share));
+        EXPECT_THAT(parameters.value(2), Each(-0.5F * 4 * steps));
+      }
+      return strategy.Shutdown();
+    }));
+    // Once by each process that does without it.
+    EXPECT_EQ(warnings.size(), 2U);
+    EXPECT_THAT(warnings, Each(AllOf(HasSubstr("1 trainable parameter(s)"), HasSubstr("'p1'"))));
+  }
+}
+
 TEST(Metrics, OfAProcessWithoutExamplesAreTheOthers) {
   ExpectAllOk(Job(2, {}, [](int process, Strategy& strategy) -> Status {
     ParameterSet parameters = Zeros(1, 1);
@@ -687,7 +741,7 @@ TEST(ReduceGradients, IsTheWeightedMeanWhateverTheBuckets) {
   for (const std::int64_t bucket_bytes : {4, 12, 1 << 20}) {
     SCOPED_TRACE(bucket_bytes);
     StrategyOptions options;
-    options.bucket_bytes = bucket_bytes;
+    options.communication.bytes_per_pack = bucket_bytes;
     ExpectAllOk(Job(3, options, [](int process, Strategy& strategy) -> Status {
       for (int round = 0; round < 2; ++round) {
         // Weights 0, 1, 2; the first process's gradients are not numbers, and weigh nothing.

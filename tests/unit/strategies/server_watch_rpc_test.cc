@@ -116,7 +116,7 @@ class ServerWatchTest : public ::testing::Test {
 
   void Begin(milliseconds rejoin_grace = seconds(30)) {
     options_.rejoin_grace = rejoin_grace;
-    options_.collective_timeout = seconds(30);
+    options_.communication.timeout = seconds(30);
     options_.worker_patience = milliseconds(0);
     config_.cluster = cluster_;
     coordination_.heartbeat_interval = milliseconds(100);

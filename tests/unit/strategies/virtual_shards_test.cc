@@ -129,7 +129,7 @@ TEST(VirtualShards, GiveTheSameBitsInEveryWorld) {
   }
   // However buckets are cut, and whatever the order in which streams run.
   options.first_bucket_bytes = 64;
-  options.bucket_bytes = 300;
+  options.communication.bytes_per_pack = 300;
   options.make_stream = testing::LateStreams(5);
   for (const World& world : {World{2, 2}, World{4, 1}, World{1, 1}}) {
     EXPECT_TRUE(Train(world, options) == expected);

@@ -195,6 +195,9 @@ class Communicator {
   // The names by which CollectiveOptions::algorithm may ask for an algorithm of `kind` here, "auto"
   // apart.
   virtual std::vector<std::string_view> algorithms(OperationKind kind) const = 0;
+  // Whether AllReduce by this algorithm, "auto" or another name, is here and combines in the
+  // canonical order (README.md) whatever its size. The same answer on all ranks.
+  virtual bool keeps_order(std::string_view algorithm) const = 0;
   // What "auto" reckons for an operation on `bytes`, and takes. A collective operation: all ranks
   // call, and wait for it; measures what has not been measured yet. README.md says how.
   virtual Result<CostEstimate> Explain(OperationKind kind, std::int64_t bytes) = 0;
@@ -213,8 +216,10 @@ struct CommunicatorOptions {
   std::string flight_folder;         // where flight records go; empty: nowhere
   std::int64_t segment_bytes = 0;    // 0: chosen by the backend. Tests force small ones
   // Reductions combine in the canonical order by rank: the same bits whatever the algorithm, the
-  // backend, the segments, and wherever buffers are cut. "auto" always does;
-  // this refuses by name what cannot (InvalidArgument).
+  // backend, the segments, and wherever buffers are cut. This refuses by name what cannot
+  // (InvalidArgument), and "auto" does without it: hierarchical where hosts do not all have the
+  // same power of two of consecutive ranks. Elsewhere "auto" keeps the order anyway, but for MPI's
+  // own collectives, with which this is InvalidArgument.
   bool deterministic = false;
   // What "auto" reckons with, equal on all ranks; none: measured at the first need.
   std::optional<CostParameters> cost;

@@ -153,7 +153,7 @@ struct ScheduleOptions {
 // nothing but PullState. Where another thread sees to that server, or saves, they wait for it until
 // their deadline: DeadlineExceeded, which says so. PullState, PushState, LoadTable and a data set's
 // BeginEpoch for an evaluation wait for that, and until calls that run again have, for at most
-// collective_timeout each: DeadlineExceeded [Join, then PullState].
+// communication.timeout each: DeadlineExceeded [Join, then PullState].
 //
 // Evaluate looks rows up as they are now. Where servers went back since its values were pulled, it
 // pulls them again before: values and rows of a batch are of the same servers.

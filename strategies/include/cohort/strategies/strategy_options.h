@@ -39,16 +39,30 @@ enum class LossScale {
   kSum,          // the sum; the loss is already divided by the global batch: tf.distribute's rule
 };
 
-// How the processes of a job reach each other; named as in tf.distribute.
+// How the processes of a job reach each other, and add gradients. `implementation`,
+// `bytes_per_pack` and `timeout` are what they are in tf.distribute's CommunicationOptions (NCCL,
+// which is an implementation there, is StrategyOptions::cross_device_ops).
 struct CommunicationOptions {
-  // "auto": shared memory among those on one host, TCP between hosts (comm/hierarchical.h); TCP
-  // alone where a host's processes cannot share memory; under mpirun, MPI messages. "shm" (all on
-  // one host) or "tcp": that, or an error. So it is between workers and parameter servers.
-  std::string implementation = "auto";
   // How processes add gradients: "auto", or one of Communicator::algorithms, "ring" for example.
   // "one_bucket", of two processes that share memory: all at once after the backward pass. Not with
   // virtual_shards, which say how.
-  std::string algorithm = "auto";
+  std::string implementation = "auto";
+  // Gradients travel in buckets of about this size, but for the first
+  // (StrategyOptions::first_bucket_bytes). 0: 25 MiB at first, then what the measured latency and
+  // bandwidth ask for. Of no account under a parameter server, where they travel by chunk
+  // (`partitioner`).
+  std::int64_t bytes_per_pack = 0;
+  // Of one collective operation, one bucket for instance; more than 0. Parameter servers and their
+  // workers wait as long for a process that lives and does nothing.
+  std::chrono::milliseconds timeout{120'000};
+  // "auto": shared memory among those on one host, TCP between hosts (comm/hierarchical.h); TCP
+  // alone where a host's processes cannot share memory; under mpirun, MPI messages. "shm" (all on
+  // one host) or "tcp": that, or an error. So it is between workers and parameter servers.
+  std::string transport = "auto";
+  // Host or address of this process, without a port, at which it listens for the others of a
+  // synchronous job over TCP, and which they are told: "10.0.0.3", "::1". Empty: the interface that
+  // routes to the chief. Each process's own; not under mpirun.
+  std::string bind_host;
 };
 
 // What becomes of a job that loses a parameter server, when another process takes its place.
@@ -84,11 +98,9 @@ struct StrategyOptions {
   // all have; so the update begins when all of them are there. Not with make_bucket_hook, nor for
   // models whose sparse tables are on servers.
   std::optional<GradScalerOptions> grad_scaler;
-  // Gradients travel in buckets of about this size; the first is small, so that communication
-  // starts early. 0: 25 MiB at first, then what the measured latency and bandwidth ask for. Both
-  // are of no account under a parameter server, where they travel by chunk (`partitioner`).
+  // The first bucket of gradients is small, so that communication starts early; the others are of
+  // communication.bytes_per_pack. Of no account under a parameter server.
   std::int64_t first_bucket_bytes = std::int64_t{1} << 20;
-  std::int64_t bucket_bytes = 0;
   // What becomes of a bucket instead of an all-reduce: see bucket_hook.h. Equal on all processes.
   std::function<std::unique_ptr<BucketHook>()> make_bucket_hook;
   // Not 0: results are the same bits for every number of processes and devices that divides it. The
@@ -96,12 +108,20 @@ struct StrategyOptions {
   // whoever runs it; their gradients are added in one tree. A power of two. See README.md for the
   // cost.
   int virtual_shards = 0;
+  // Gradients of processes are added in the canonical order of comm/README.md, which depends on the
+  // ranks alone: the same world gives the same bits in every run, whatever the buckets, the
+  // implementation, the transport and the layout of hosts. What has an order of its own is
+  // InvalidArgument, with both names: implementation "ring", mpi_implementation "mpi",
+  // cross_device_ops "nccl", examples that come as they are ready (Dataset::Deterministic(false));
+  // "auto" does without it. Of a parameter server only consistency sync is. A replica's own part
+  // repeats where its step function does, on as many threads (`intra_op_threads`). Equal on all
+  // processes.
+  bool deterministic = false;
   // A step's update begins when all of its gradients are there, so that a failure leaves each
   // process with the whole step or nothing of it. Otherwise buckets are applied as they arrive,
   // while others are on their way. Recover trains so. Of no account under a parameter server: its
   // `consistency` says when what is applied.
   bool whole_updates = false;
-  std::chrono::milliseconds collective_timeout{120'000};
   std::chrono::milliseconds join_timeout{300'000};
   std::chrono::milliseconds heartbeat_timeout{10'000};
   // How long a job waits for another process in the place of a parameter server that was lost, to

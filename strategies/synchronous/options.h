@@ -1,0 +1,25 @@
+// What synchronous strategies read in StrategyOptions, beside a communicator: which words name a
+// way to add gradients. The checks of options, SynchronousStrategy::CheckOptions and
+// CheckAlgorithm, are in options.cc.
+//
+// Thread rules: pure functions.
+
+#pragma once
+
+#include <string_view>
+
+#include <cohort/comm/communicator.h>
+#include <cohort/strategies/strategy_options.h>
+
+namespace cohort {
+
+// One all-reduce after the backward pass, of two processes that share memory.
+inline constexpr std::string_view kOneBucket = "one_bucket";
+
+// Is this an algorithm of AllReduce there?
+bool Offers(const Communicator& communicator, std::string_view algorithm);
+bool OffersOneBucket(const Communicator& communicator);
+
+int LocalReplicas(const StrategyOptions& options);
+
+}  // namespace cohort
