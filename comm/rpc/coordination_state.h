@@ -87,8 +87,8 @@ class CoordinationState {
   // passed before Told: whoever takes them may find that the job cannot do without, and Fail it.
   std::vector<std::pair<TaskId, Status>> TakeLost();
   void Told();
-  // The job, unless it is over or has failed, fails with `why`. What it has failed with is returned,
-  // or where it is over, `why`.
+  // The job, unless it is over or has failed, fails with `why`. What it has failed with is
+  // returned, or where it is over, `why`.
   Status Fail(const Status& why);
   // Every wait is answered; the job, unless it is over, has failed with `why`.
   void Stop(const Status& why);

@@ -337,8 +337,6 @@ Status Job::Mend(Missing* missing) {
   return {};
 }
 
-Status Job::FailJob(const Status& why) {
-  return coordination_server_->Fail(why);
-}
+Status Job::FailJob(const Status& why) { return coordination_server_->Fail(why); }
 
 }  // namespace cohort::ps

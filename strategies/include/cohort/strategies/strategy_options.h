@@ -156,7 +156,9 @@ struct StrategyOptions {
   // it begins. Equal on all processes.
   Partitioner partitioner;
   StartPolicy start;
-  CommunicationOptions communication;
+  // (Written so for GCC 12, which takes its strings for uninitialized where a program names other
+  // members only.)
+  CommunicationOptions communication = CommunicationOptions();
   // How gradients in the memory of several GPUs become one sum; the names are those of
   // tf.distribute's CrossDeviceOps. "nccl": by NCCL, among the GPUs of all processes, each of which
   // belongs to one of them; Bind is FailedPrecondition, and says why, where that cannot be. Within

@@ -67,9 +67,9 @@ class RowOptimizer {
   // Fills the slots of a new row.
   virtual void Initialize(std::span<float> slots) const = 0;
   virtual void Apply(const RowUpdate& update) const = 0;
-  // What Apply does to the elements of a row in a step, where it is that alone: for UpdateOnHost, to
-  // many rows. Nothing: it does something else, or more. bias_step 0: each row has its own, on which
-  // what Apply does may not depend then.
+  // What Apply does to the elements of a row in a step, where it is that alone: for UpdateOnHost,
+  // to many rows. Nothing: it does something else, or more. bias_step 0: each row has its own, on
+  // which what Apply does may not depend then.
   virtual std::optional<UpdateRule> RuleAt(std::int64_t /*step*/,
                                            std::int64_t /*bias_step*/) const {
     return std::nullopt;
