@@ -190,8 +190,10 @@ TEST_P(WorkerToldToStop, LeavesAndTheOthersDoTheRest) {
   const TempDir dir;
   std::vector<std::string> arguments = {"--consistency", GetParam(),    "--epochs",  "2",
                                         "--folder",      dir / "saves", "--gate",    dir / "gate",
-                                        "--gate-at",     "20",          "--step-ms", "5"};
-  if (!rounds) {
+                                        "--gate-at",     "12",          "--step-ms", "5"};
+  if (rounds) {  // with the round that is under way; soon after it this worker would hang
+    arguments.insert(arguments.end(), {"--hold-at", "15", "--hold", "worker:1"});
+  } else {
     arguments.emplace_back("--count");
   }
   ProcessCluster cluster;
