@@ -171,7 +171,7 @@ TEST(ParameterServerProcessTest, ADeadWorkersSplitIsDoneByOthersAlsoWhereItIsThe
   ProcessCluster cluster;
   // 201 batches, of which worker:1 gets 10 with its first split: the last step of the others says
   // that it is done.
-  cluster.StartTasks(kJob, Program({"--examples", "2010", "--step-ms", "1", "--hold-at", "5",
+  cluster.StartTasks(kJob, Program({"--examples", "2010", "--step-ms", "3", "--hold-at", "5",
                                     "--hold", "worker:1"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 191 loss", kPatience));
