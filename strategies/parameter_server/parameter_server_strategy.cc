@@ -9,6 +9,7 @@
 #include "parameter_server/job.h"
 #include "parameter_server/remote_strategy.h"
 #include "parameter_server/rows/row_lookahead.h"
+#include "synchronous/options.h"
 
 namespace cohort {
 namespace {
@@ -41,7 +42,13 @@ Status CheckOptions(const StrategyOptions& options) {
   if (!collective.empty()) {
     return InvalidArgument(collective +
                            " under a parameter server, whose processes have no collectives [leave "
-                           "it out, or use a synchronous strategy]");
+                           "it out, or use a synchronous strategy" +
+                           HintAt(options.communication.implementation) + "]");
+  }
+  if (options.communication.timeout.count() <= 0) {
+    return InvalidArgument("communication.timeout is " +
+                           std::to_string(options.communication.timeout.count()) +
+                           " ms [more than 0]");
   }
   if (options.deterministic &&
       (!options.consistency.synchronous() || options.consistency.backup_workers > 0)) {

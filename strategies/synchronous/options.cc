@@ -10,15 +10,6 @@
 namespace cohort {
 namespace {
 
-// What a word that is no algorithm may have meant: names of other options, some of which are
-// implementations in tf.distribute.
-std::string HintAt(std::string_view name) {
-  if (name == "shm" || name == "tcp") {
-    return "; how processes reach each other is communication.transport";
-  }
-  return name == "nccl" ? "; NCCL is cross_device_ops" : "";
-}
-
 // Whatever the job, what adds in an order of its own is not what `deterministic` asks for.
 Status CheckDeterministic(const StrategyOptions& options) {
   const std::string& implementation = options.communication.implementation;
@@ -35,6 +26,13 @@ Status CheckDeterministic(const StrategyOptions& options) {
 }
 
 }  // namespace
+
+std::string HintAt(std::string_view implementation) {
+  if (implementation == "shm" || implementation == "tcp") {
+    return "; how processes reach each other is communication.transport";
+  }
+  return implementation == "nccl" ? "; NCCL is cross_device_ops" : "";
+}
 
 bool Offers(const Communicator& communicator, std::string_view algorithm) {
   const auto offered = communicator.algorithms(OperationKind::kAllReduce);
@@ -97,6 +95,11 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
                            std::to_string(options.communication.timeout.count()) +
                            " ms [more than 0]");
   }
+  const std::string& implementation = options.communication.implementation;
+  if (const std::string hint = HintAt(implementation); !hint.empty()) {
+    return InvalidArgument("communication.implementation is '" + implementation +
+                           "' [choose auto, ring, or another algorithm" + hint + "]");
+  }
   const std::string& transport = options.communication.transport;
   if (transport != "auto" && transport != "shm" && transport != "tcp") {
     return InvalidArgument("communication.transport is '" + transport +
@@ -140,8 +143,10 @@ Status SynchronousStrategy::CheckAlgorithm(const StrategyOptions& options,
                            std::string(communicator->backend()) + " choose one of " + text +
                            HintAt(name) + "]");
   }
-  if (options.deterministic &&
-      !communicator->keeps_order(name == kOneBucket ? std::string_view("shared") : name)) {
+  // "auto" adds what comes after the backward pass, whatever is named.
+  const bool keeps = communicator->keeps_order("auto") &&
+                     communicator->keeps_order(name == kOneBucket ? "shared" : name);
+  if (options.deterministic && !keeps) {
     return InvalidArgument(
         "deterministic with communication.implementation '" + name + "' over " +
         std::string(communicator->backend()) +

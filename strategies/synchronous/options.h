@@ -6,6 +6,7 @@
 
 #pragma once
 
+#include <string>
 #include <string_view>
 
 #include <cohort/comm/communicator.h>
@@ -19,6 +20,10 @@ inline constexpr std::string_view kOneBucket = "one_bucket";
 // Is this an algorithm of AllReduce there?
 bool Offers(const Communicator& communicator, std::string_view algorithm);
 bool OffersOneBucket(const Communicator& communicator);
+
+// What communication.implementation may have meant that is no algorithm: another option, some of
+// which are implementations in tf.distribute. "; ...", or nothing.
+std::string HintAt(std::string_view implementation);
 
 int LocalReplicas(const StrategyOptions& options);
 

@@ -97,11 +97,6 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
         "kHint, kOwn and kOff have none, and Dataset::Deterministic(false) gives it up [kAuto or "
         "kData, or no virtual_shards]");
   }
-  if (options_.deterministic && !options.evaluation && !dataset.deterministic()) {
-    return InvalidArgument(
-        "deterministic with a dataset whose examples come as they are ready [leave out "
-        "StrategyOptions::deterministic or Dataset::Deterministic(false)]");
-  }
   if (communicator_ != nullptr) {
     COHORT_RETURN_IF_ERROR(Compare("datasets", Lines(dataset, policy),
                                    "make the same dataset on every process: same files, seed, "
@@ -110,6 +105,11 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
       options_.log.Info(Decision(dataset, policy, num_processes_) +
                         WhyNotByFile(dataset, options.policy, policy, num_processes_));
     }
+  }
+  if (options_.deterministic && !options.evaluation && !dataset.deterministic()) {
+    return InvalidArgument(
+        "deterministic with a dataset whose examples come as they are ready [leave out "
+        "StrategyOptions::deterministic or Dataset::Deterministic(false)]");
   }
   data::IterateOptions part;
   part.num_workers = num_processes_;

@@ -71,7 +71,10 @@ Result<std::unique_ptr<Strategy>> SynchronousStrategy::Make(std::string kind, Cl
                                                             StrategyOptions options) {
   const Communicator* communicator = membership->communicator();
   COHORT_RETURN_IF_ERROR(CheckOptions(options, communicator == nullptr ? 1 : communicator->size()));
-  COHORT_RETURN_IF_ERROR(CheckAlgorithm(options, communicator));
+  // Who comes to others that were training does as they do, whatever the world offers now.
+  if (!membership->joined_in_training()) {
+    COHORT_RETURN_IF_ERROR(CheckAlgorithm(options, communicator));
+  }
   options.num_devices = LocalReplicas(options);
   try {
     return std::unique_ptr<Strategy>(new SynchronousStrategy(
@@ -421,7 +424,10 @@ bool SynchronousStrategy::SumsAreTheSameHoweverCut() const {
   if (nccl != nullptr) {
     return nccl->size() == 2;
   }
-  return num_processes_ == 2 || (hook_ == nullptr && communicator_->keeps_order(SumsAlgorithm()));
+  // Of a hook the program knows whether it is so.
+  const bool hooked = hook_ != nullptr;
+  return num_processes_ == 2 ? !hooked || !options_.deterministic
+                             : !hooked && communicator_->keeps_order(SumsAlgorithm());
 }
 
 Status SynchronousStrategy::ReduceGradients(std::span<const std::span<float>> gradients,

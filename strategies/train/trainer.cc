@@ -32,10 +32,10 @@ Trainer::~Trainer() = default;
 
 Result<bool> Trainer::State::AgreeToStop() const {
   const bool mine = options.stop->load();
-  if (alone() || strategy.step() % kStopCheckSteps != 0) {
-    return alone() && mine;
+  if (handed_out || alone()) {
+    return mine;
   }
-  return AnyProcess(mine);
+  return strategy.step() % kStopCheckSteps == 0 ? AnyProcess(mine) : Result<bool>(false);
 }
 
 Result<bool> Trainer::State::AnyProcess(bool mine) const {

@@ -121,6 +121,7 @@ struct Trainer::State {
   bool alone() const { return strategy.num_replicas_in_sync() == strategy.num_local_replicas(); }
 
   // Whether any process was told to stop; every process of a synchronous job gets the same answer.
+  // Where the data is handed out, whether this one was: the others need not stop with it.
   Result<bool> AgreeToStop() const;
   // Every process of a synchronous job calls this at the same place.
   Result<bool> AnyProcess(bool mine) const;

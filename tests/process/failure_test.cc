@@ -219,6 +219,7 @@ INSTANTIATE_TEST_SUITE_P(
                       Stop{"AsyncTheWorkers", true, "async", {"worker:0", "worker:1"}},
                       Stop{"SyncAll", true, "sync", {"chief:0", "worker:0", "worker:1"}},
                       Stop{"SyncTheChief", true, "sync", {"chief:0"}},
+                      Stop{"SyncTheWorkers", true, "sync", {"worker:0", "worker:1"}},
                       Stop{
                           "AsyncAllOfAWorkerThatIsChief", false, "async", {"worker:0", "worker:1"}},
                       Stop{"AsyncAWorkerThatIsChief", false, "async", {"worker:0"}},

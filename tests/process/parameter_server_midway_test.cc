@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include "process/ps_job.h"
+#include "testing/text_case_name.h"
 
 namespace cohort::testing {
 namespace {
@@ -167,12 +168,14 @@ INSTANTIATE_TEST_SUITE_P(ParameterServer, LostWhileTheJobIsSaved,
 
 // ---- The chief ----------------------------------------------------------------------------------
 
-class ChiefLostMidway : public ::testing::Test {
+class ChiefLostMidway : public ::testing::TestWithParam<std::string> {
  protected:
-  static std::vector<std::string> SettingsOf(const TempDir& folder,
-                                             const std::string& step_ms = "1") {
-    return Settings({"--folder", folder.path(), "--save-steps", "10"}, step_ms);
+  static std::vector<std::string> ArgumentsOf(const TempDir& folder, const std::string& step_ms) {
+    return Arguments(GetParam(), 2,
+                     Settings({"--folder", folder.path(), "--save-steps", "10"}, step_ms));
   }
+  // So that the chief looks, and saves, before the gate, which is a round's, not a worker's.
+  static std::string StepMs() { return GetParam() == "sync" ? "5" : "1"; }
   static void ExpectSuccess(Job& job) {
     job.Kill("chief:0");
     job.proxy().Heal();
@@ -180,13 +183,13 @@ class ChiefLostMidway : public ::testing::Test {
     job.OpenGate();
     job.ExpectCodes();
     EXPECT_THAT(job.cluster.Stderr("second"), HasSubstr("takes the place of a chief that is gone"));
-    ExpectWholeOutcome(job, "second", "async", 2);
+    ExpectWholeOutcome(job, "second", GetParam(), 2);
   }
 };
 
-TEST_F(ChiefLostMidway, WhileTheServersGoBackForOneThatWasLost) {
+TEST_P(ChiefLostMidway, WhileTheServersGoBackForOneThatWasLost) {
   const TempDir folder;
-  Job job(Arguments("async", 2, SettingsOf(folder)), /*gate_at=*/150, kJob, {.proxied = true});
+  Job job(ArgumentsOf(folder, StepMs()), /*gate_at=*/150, kJob, {.proxied = true});
   ASSERT_TRUE(Job::WaitForSave(folder.path(), /*whole=*/true));
   job.Kill("ps:1");
   job.proxy().Hold("chief:0", "ps:1", Frame::kAssign);
@@ -197,10 +200,11 @@ TEST_F(ChiefLostMidway, WhileTheServersGoBackForOneThatWasLost) {
   ExpectSuccess(job);
 }
 
-// worker:0 stands in a split, which the cut waits for, and nothing else is handed out.
-TEST_F(ChiefLostMidway, InACutBeforeTheServersKeepWhatTheyHave) {
+// worker:0 stands in a split, which the cut waits for, and nothing else is handed out; or in a
+// round, of which the other part is there: whether a cut waits for it as well, nobody sees.
+TEST_P(ChiefLostMidway, InACutBeforeTheServersKeepWhatTheyHave) {
   const TempDir folder;
-  Job job(Arguments("async", 2, SettingsOf(folder, "5")), /*gate_at=*/25, kJob, {.proxied = true});
+  Job job(ArgumentsOf(folder, "5"), /*gate_at=*/25, kJob, {.proxied = true});
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 21 begins", kPatience));
   std::int64_t pushed = 0;
   ASSERT_TRUE(Job::Await([&] {
@@ -208,19 +212,31 @@ TEST_F(ChiefLostMidway, InACutBeforeTheServersKeepWhatTheyHave) {
     const std::int64_t now = job.proxy().Count("worker:1", "ps:0", Frame::kPush);
     return std::exchange(pushed, now) == now && now > 0;
   }));
-  EXPECT_LT(pushed, 175) << "all that are left of this epoch: there is no cut";
-  EXPECT_EQ(job.proxy().Count("worker:0", "ps:0", Frame::kPush), 24);
+  const std::int64_t of_the_other = job.proxy().Count("worker:0", "ps:0", Frame::kPush);
+  if (GetParam() == "sync") {
+    EXPECT_EQ(24 * pushed, 25 * of_the_other) << "frames of 25 rounds, and of 24";
+  } else {
+    EXPECT_LT(pushed, 175) << "all that are left of this epoch: there is no cut";
+    EXPECT_EQ(of_the_other, 24);
+  }
   ExpectSuccess(job);
 }
 
+INSTANTIATE_TEST_SUITE_P(ParameterServer, ChiefLostMidway, ::testing::Values("async", "sync"));
+
+class ChiefLostInAFlip : public ChiefLostMidway {};
+
 // One server keeps what it has for the save, and the other one does not know of it.
-TEST_F(ChiefLostMidway, InACutWhenOneServerKeepsWhatItHas) {
+TEST_P(ChiefLostInAFlip, WhenOneServerKeepsWhatItHas) {
   const TempDir folder;
-  Job job(Arguments("async", 2, SettingsOf(folder)), /*gate_at=*/150, kJob, {.proxied = true});
+  Job job(ArgumentsOf(folder, StepMs()), /*gate_at=*/150, kJob, {.proxied = true});
   job.proxy().HoldCall("chief:0", "ps:1", kFreeze);
   ASSERT_TRUE(AwaitHeld(job)) << "there is no cut";
   ExpectSuccess(job);
 }
+
+INSTANTIATE_TEST_SUITE_P(ParameterServer, ChiefLostInAFlip,
+                         ::testing::Values("async", "ssp:2", "sync"), TextCaseName);
 
 }  // namespace
 }  // namespace cohort::testing

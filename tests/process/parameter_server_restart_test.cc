@@ -120,13 +120,21 @@ INSTANTIATE_TEST_SUITE_P(
     ParameterServerProcessTest, KilledJob,
     ::testing::Values(
         Case{"Sgd", [] { return Sgd({.learning_rate = 0.0625}); }},
+        Case{"Momentum", [] { return Sgd({.learning_rate = 0.0625, .momentum = 0.5}); }},
         Case{"Nesterov",
              [] { return Sgd({.learning_rate = 0.0625, .momentum = 0.5, .nesterov = true}); }},
         Case{"Adagrad", [] { return Adagrad({.learning_rate = 0.05}); }},
         Case{"RmsProp", [] { return RmsProp({.learning_rate = 0.01}); }},
+        Case{"RmsPropWithMomentum",
+             [] { return RmsProp({.learning_rate = 0.01, .momentum = 0.5}); }},
         Case{"Adam", [] { return Adam({.learning_rate = 0.01}); }},
         Case{"AdamW", [] { return AdamW({.learning_rate = 0.01}); }},
-        Case{"Ftrl", [] { return Ftrl({.learning_rate = 0.05}); }}),
+        Case{"Ftrl", [] { return Ftrl({.learning_rate = 0.05}); }},
+        Case{"ServerSide",
+             [] {
+               return ServerSide(Adagrad({.learning_rate = 0.05}),
+                                 {.clip_value = 0.5, .weight_decay = 0.01});
+             }}),
     [](const auto& of) { return of.param.name; });
 
 // The same of a table, in the middle of whose life there are rows that were evicted, and ids that

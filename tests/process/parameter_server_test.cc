@@ -166,6 +166,56 @@ TEST(ParameterServerProcessTest, TheJobGoesOnWithoutAKilledWorkerAndSeesEveryExa
   EXPECT_THAT(cluster.Stderr("chief:0"), HasSubstr("goes on without worker:1"));
 }
 
+// F28: nothing is left but what it holds.
+TEST(ParameterServerProcessTest, ADeadWorkersSplitIsDoneByOthersAlsoWhereItIsTheLast) {
+  ProcessCluster cluster;
+  // 201 batches, of which worker:1 gets 10 with its first split: the last step of the others says
+  // that it is done.
+  cluster.StartTasks(kJob, Program({"--examples", "2010", "--step-ms", "3", "--hold-at", "5",
+                                    "--hold", "worker:1"}));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
+  ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 191 loss", kPatience));
+  cluster.Signal("worker:1", SIGKILL);
+  EXPECT_EQ(cluster.Wait("worker:1", kPatience), 128 + SIGKILL);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
+  EXPECT_THAT(cluster.Stdout("chief:0"), HasSubstr("epoch 0: 2010 of 2010 seen, reissued 1"));
+  EXPECT_THAT(cluster.Stdout("worker:0"), HasSubstr("trained 201 steps"));
+}
+
+// F10: SIGTERM of one worker. It finishes what it has, and is no loss.
+class WorkerToldToStop : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(WorkerToldToStop, LeavesAndTheOthersDoTheRest) {
+  const bool rounds = GetParam() == "sync";
+  const TempDir dir;
+  std::vector<std::string> arguments = {"--consistency", GetParam(),    "--epochs",  "2",
+                                        "--folder",      dir / "saves", "--gate",    dir / "gate",
+                                        "--gate-at",     "12",          "--step-ms", "5"};
+  if (rounds) {  // with the round that is under way; soon after it this worker would hang
+    arguments.insert(arguments.end(), {"--hold-at", "15", "--hold", "worker:1"});
+  } else {
+    arguments.emplace_back("--count");
+  }
+  ProcessCluster cluster;
+  cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}}, Program(arguments));
+  // Before worker:0 goes on the first epoch is not over: there is work for a step after the signal.
+  ASSERT_TRUE(cluster.WaitForOutput("worker:1", "step 11 begins", kPatience));
+  ASSERT_TRUE(cluster.Signal("worker:1", SIGTERM));
+  std::ofstream(dir / "gate").put('1');
+  EXPECT_EQ(cluster.Wait("worker:1", kPatience), 128 + SIGTERM);
+  ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
+  EXPECT_THAT(cluster.Stderr("worker:1"), HasSubstr("stopped as asked"));
+  EXPECT_THAT(cluster.Stderr("chief:0"), Not(HasSubstr("goes on without")));
+  const std::string out = cluster.Stdout("chief:0");
+  for (const char* epoch : {"0", "1"}) {
+    EXPECT_THAT(out, HasSubstr(std::string("epoch ") + epoch + ": 2000 of 2000 seen, reissued 0"));
+  }
+  EXPECT_THAT(out, HasSubstr(rounds ? DigestOf(2000, 10, 2) : "counted 4000, each 2 to 2 times"));
+}
+
+INSTANTIATE_TEST_SUITE_P(ParameterServerProcessTest, WorkerToldToStop,
+                         ::testing::Values("async", "ssp:2", "sync"), TextCaseName);
+
 TEST(ParameterServerProcessTest, AWorkerThatIsStartedAgainJoinsAnew) {
   ProcessCluster cluster;
   // worker:0 cannot end the epoch alone: it holds too, until worker:1 is back.

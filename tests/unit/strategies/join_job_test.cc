@@ -232,6 +232,7 @@ TEST(JoinJob, ABindHostOfAnotherMachineIsNamed) {
   StrategyOptions options;
   options.communication.transport = "tcp";
   options.communication.bind_host = "192.0.2.1";  // of documentation: nobody's
+  options.join_timeout = std::chrono::seconds(5);
   testing::MemoryStore store;
   const Crew crew = OrThrow(Crew::Of(tasks, tasks[0]));
   EXPECT_THAT(ConnectCrew(crew, options, store, "127.0.0.1", 1).status().message(),

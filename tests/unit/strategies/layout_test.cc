@@ -3,7 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <set>
+#include <utility>
 
 #include <cohort/strategies/parameter_server.h>
 
@@ -170,6 +172,42 @@ TEST(Layout, FramesKeepTheLimitAndHoldEveryChunk) {
     }
   }
   EXPECT_EQ(seen.size(), chunks.size());
+}
+
+// Front layers first: what a step function uses first has come first.
+TEST(Layout, FramesOfEachServerAreInTheOrderOfDeclaration) {
+  const ModelSpec spec = Model({{"front", {90'000}},
+                                {"wide", {700, 1000}},
+                                {"a", {60'000}},
+                                {"bias", {300}},
+                                {"b", {400'000}},
+                                {"c", {50'000}},
+                                {"d", {95'000}},
+                                {"wider", {1'100'000}},
+                                {"e", {70'000}},
+                                {"f", {250'000}},
+                                {"g", {80'000}},
+                                {"back", {85'000}}},
+                               3);
+  const std::vector<Chunk> chunks = MakeChunks(spec);
+  for (int s = 0; s < 3; ++s) {
+    const auto frames = PackFrames(chunks, s, kFrameBytes);
+    std::vector<int> sent;
+    std::size_t longest = 0;
+    for (const std::vector<int>& frame : frames) {
+      sent.insert(sent.end(), frame.begin(), frame.end());
+      longest = std::max(longest, frame.size());
+    }
+    EXPECT_GT(frames.size(), 1U) << "order is of several frames";
+    EXPECT_GT(longest, 1U) << "and within one";
+    for (std::size_t i = 1; i < sent.size(); ++i) {
+      EXPECT_LT(sent[i - 1], sent[i]) << "server " << s;
+      const Chunk& before = chunks[static_cast<std::size_t>(sent[i - 1])];
+      const Chunk& then = chunks[static_cast<std::size_t>(sent[i])];
+      EXPECT_LT(std::pair(before.parameter, before.begin), std::pair(then.parameter, then.begin))
+          << "server " << s;
+    }
+  }
 }
 
 TEST(Layout, WhereStepsAreCountedEveryServerHasAChunk) {

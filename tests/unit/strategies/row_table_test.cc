@@ -147,6 +147,13 @@ class Servers {
     }
     return all;
   }
+  std::uint64_t Evicted() {
+    std::uint64_t evicted = 0;
+    for (int s = 0; s < size(); ++s) {
+      evicted += (*this)[s].stats().evicted;
+    }
+    return evicted;
+  }
   std::vector<std::string> Save(const std::string& folder) {
     std::vector<std::string> paths;
     for (int s = 0; s < size(); ++s) {
@@ -450,35 +457,69 @@ TEST_P(EveryOptimizer, EqualsTheLocalOptimizerOnADenseTable) {
 // Those that know where a row ends, too.
 class EveryRowOptimizer : public ::testing::TestWithParam<std::string> {};
 
-TEST_P(EveryRowOptimizer, SavedAndLoadedOnOtherServersTrainingGoesOnBitForBit) {
-  TableSpec spec = SmallSpec(GetParam());
-  spec.admit_after = 2;
+// Of 150 ids about 45, by the step.
+Ids SomeIds(std::int64_t step) {
   const Ids ids = ManyIds(150);
-  const auto some = [&](std::int64_t step) {
-    Ids batch;
-    for (std::size_t i = 0; i < ids.size(); i += 1 + static_cast<std::size_t>(step) % 3) {
+  const Philox random(11, "which ids");
+  Ids batch;
+  for (std::size_t i = 0; i < ids.size(); ++i) {
+    if (random.Below(10, static_cast<std::uint64_t>(step), i) < 3) {
       batch.push_back(ids[i]);
     }
-    return Shuffled(batch, static_cast<std::uint64_t>(step));
+  }
+  return Shuffled(batch, static_cast<std::uint64_t>(step));
+}
+
+// Some ids were seen once by then and wait for their row; where there is no room for all, what was
+// used, when and how often, before the save tells which rows go after it.
+void ExpectThatASaveChangesNothing(const TableSpec& spec) {
+  constexpr std::int64_t kSaved = 8;
+  constexpr std::int64_t kSteps = 16;
+  const auto train = [&](Servers& servers, std::int64_t from, std::int64_t to) {
+    for (std::int64_t step = from; step <= to; ++step) {
+      servers.Train(SomeIds(step), step);
+    }
   };
   Servers straight(spec, 2);
-  for (std::int64_t step = 1; step <= 8; ++step) {
-    straight.Train(some(step), step);
-  }
+  train(straight, 1, kSteps);
   Servers first(spec, 3);
-  for (std::int64_t step = 1; step <= 4; ++step) {
-    first.Train(some(step), step);
-  }
+  train(first, 1, kSaved);
   const testing::TempDir folder;
   const auto paths = first.Save(folder.path());
   for (const int count : {1, 2, 5}) {
     Servers second(spec, count);
     second.Load(paths);
     ASSERT_EQ(second.Dump(), first.Dump());
-    for (std::int64_t step = 5; step <= 8; ++step) {
-      second.Train(some(step), step);
-    }
+    const std::uint64_t evicted = second.Evicted();
+    train(second, kSaved + 1, kSteps);
     EXPECT_EQ(second.Dump(), straight.Dump()) << count << " servers";
+    if (spec.capacity == 0) {
+      EXPECT_EQ(second.Evicted(), evicted);
+    } else {
+      EXPECT_GT(second.Evicted(), evicted + 16) << "in each bucket one, and more";
+    }
+  }
+}
+
+TEST_P(EveryRowOptimizer, SavedAndLoadedOnOtherServersTrainingGoesOnBitForBit) {
+  struct Room {
+    std::uint64_t capacity;
+    TableSpec::Eviction eviction;
+  };
+  for (const auto scope : {TableSpec::BiasScope::kRow, TableSpec::BiasScope::kTable}) {
+    for (const Room room :
+         {Room{0, TableSpec::Eviction::kLeastRecent}, Room{64, TableSpec::Eviction::kLeastRecent},
+          Room{64, TableSpec::Eviction::kLeastFrequent}}) {
+      TableSpec spec = SmallSpec(GetParam());
+      spec.admit_after = 2;
+      spec.bias_scope = scope;
+      spec.capacity = room.capacity;
+      spec.eviction = room.eviction;
+      SCOPED_TRACE("capacity " + std::to_string(room.capacity) + ", eviction " +
+                   std::to_string(static_cast<int>(room.eviction)) + ", bias scope " +
+                   std::to_string(static_cast<int>(scope)));
+      ASSERT_NO_FATAL_FAILURE(ExpectThatASaveChangesNothing(spec));
+    }
   }
 }
 

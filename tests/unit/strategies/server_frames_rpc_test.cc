@@ -6,7 +6,9 @@
 #include <sys/socket.h>
 
 #include <atomic>
+#include <optional>
 #include <thread>
+#include <utility>
 
 #include <cohort/core/random.h>
 
@@ -15,6 +17,8 @@
 #include "parameter_server/frames/frame_link.h"
 #include "parameter_server/frames/frame_stream.h"
 #include "parameter_server/frames/wire.h"
+#include "parameter_server/rows/row_client.h"
+#include "parameter_server/rows/row_frames.h"
 #include "servers_test.h"
 
 namespace cohort::ps {
@@ -31,6 +35,35 @@ std::string FramesAt(const std::string& address) {
   return WithPort(address, static_cast<int>(reply.port()));
 }
 
+struct Answer {
+  FramePrefix prefix;
+  FrameHeader header;
+};
+// To these bytes, behind which nothing comes; or the end of the connection, never silence.
+std::optional<Answer> AnswerTo(const std::string& address, const std::string& bytes) {
+  const Deadline deadline = DeadlineAfter(std::chrono::seconds(30));
+  const Socket socket = OrThrow(Connect(address, deadline));
+  OrThrow(WriteAll(socket, bytes.data(), bytes.size(), deadline));
+  ::shutdown(socket.fd(), SHUT_WR);
+  Answer answer;
+  if (const Status read = ReadAll(socket, &answer.prefix, sizeof(answer.prefix), deadline);
+      !read.ok()) {
+    EXPECT_NE(read.code(), StatusCode::kDeadlineExceeded);
+    return {};
+  }
+  OrThrow(answer.prefix.Check());
+  std::string text(answer.prefix.header_bytes, '\0');
+  OrThrow(ReadAll(socket, text.data(), text.size(), deadline));
+  EXPECT_TRUE(answer.header.ParseFromString(text));
+  return answer;
+}
+
+// One byte is another, and half of them are cut.
+void Damage(const Philox::Block& draw, bool cut, std::string* bytes) {
+  (*bytes)[draw[1] % bytes->size()] = static_cast<char>(draw[2]);
+  bytes->resize(cut ? draw[0] % (bytes->size() + 1) : bytes->size());
+}
+
 TEST_F(ServersTest, FuzzedFramesGetErrorsOrAreHungUpOnAndTheServerLives) {
   Start(1);
   Initialise();
@@ -42,37 +75,20 @@ TEST_F(ServersTest, FuzzedFramesGetErrorsOrAreHungUpOnAndTheServerLives) {
   header.set_weight(1);
   header.add_chunks(0);
   header.add_versions(0);
-  const Deadline deadline = DeadlineAfter(std::chrono::seconds(30));
   const Philox random(4);
   int refused = 0;
   for (std::uint64_t i = 0; i < 300; ++i) {
-    const Philox::Block draw = random.At(i);
     const FrameMethod methods[] = {FrameMethod::kPush, FrameMethod::kAssign, FrameMethod::kPull};
     // Cut, flipped, or whole with a payload that is too short for its chunk.
     std::string bytes = EncodeFrame(methods[i % 3], header, 64) + std::string(64, 'x');
     if (i % 4 != 0) {
-      bytes[draw[1] % bytes.size()] = static_cast<char>(draw[2]);
-      bytes.resize(i % 2 == 0 ? bytes.size() : draw[0] % (bytes.size() + 1));
+      Damage(random.At(i), /*cut=*/i % 2 != 0, &bytes);
     }
-    const Socket socket = OrThrow(Connect(address, deadline));
-    OrThrow(WriteAll(socket, bytes.data(), bytes.size(), deadline));
-    ::shutdown(socket.fd(), SHUT_WR);
-    // An answer, or the end of the connection; never silence.
-    FramePrefix prefix;
-    const Status answered = ReadAll(socket, &prefix, sizeof(prefix), deadline);
-    if (answered.ok()) {
-      ASSERT_TRUE(prefix.Check().ok());
-      std::string text(prefix.header_bytes, '\0');
-      OrThrow(ReadAll(socket, text.data(), text.size(), deadline));
-      FrameHeader reply;
-      ASSERT_TRUE(reply.ParseFromString(text));
-      if (methods[i % 3] != FrameMethod::kPull && prefix.method != 1) {
-        EXPECT_NE(reply.error().kind(), Error::NONE);
-        EXPECT_NE(reply.error().message(), "");
-        ++refused;
-      }
-    } else {
-      ASSERT_NE(answered.code(), StatusCode::kDeadlineExceeded) << i;
+    const std::optional<Answer> answer = AnswerTo(address, bytes);
+    if (answer.has_value() && methods[i % 3] != FrameMethod::kPull && answer->prefix.method != 1) {
+      EXPECT_NE(answer->header.error().kind(), Error::NONE);
+      EXPECT_NE(answer->header.error().message(), "");
+      ++refused;
     }
   }
   EXPECT_GT(refused, 50);
@@ -80,6 +96,116 @@ TEST_F(ServersTest, FuzzedFramesGetErrorsOrAreHungUpOnAndTheServerLives) {
   std::vector<float> values(elements_, 9);
   OrThrow(client->Pull(values, true));
   ExpectAll(values, 0);
+}
+
+// Of two tables, whose rows have 2 and 3 elements.
+class RowFramesTest : public ServersTest {
+ protected:
+  static constexpr std::uint32_t kIds = 3;
+
+  void StartWithTables() {
+    Start(1);
+    for (const std::int64_t dim : {2, 3}) {
+      TableSpec table;
+      table.name = "of " + std::to_string(dim);
+      table.dim = dim;
+      table.buckets = 8;
+      table.optimizer = spec_.optimizer;
+      spec_.tables.push_back(table);
+    }
+    Initialise();
+    chief_ = RowClient::Make(spec_, addresses_, {.client = 1001});
+  }
+  // Rows 10, 11 and 12 of both tables, with gradients of 1; `more`: ids that it says it has besides
+  // in the first table.
+  std::string Frame(FrameMethod method, std::uint64_t client, bool training = true,
+                    std::uint32_t more = 0) const {
+    FrameHeader header;
+    header.set_client(client);
+    header.set_sequence(1);
+    header.set_layout(spec_.Fingerprint());
+    header.set_weight(1);
+    std::string payload;
+    const auto add = [&payload](const auto& values) {
+      payload.append(reinterpret_cast<const char*>(values.data()),
+                     values.size() * sizeof(values[0]));
+    };
+    for (std::uint32_t table = 0; table < 2; ++table) {
+      const auto dim = static_cast<std::uint32_t>(spec_.tables[table].dim);
+      RowBlock& block = AddBlock(header);
+      block.set_table(table);
+      block.set_count(kIds + (table == 0 ? more : 0));
+      block.set_dim(dim);
+      block.set_step(1);
+      block.set_training(training);
+      add(std::vector<std::uint64_t>{10, 11, 12});
+      if (method == FrameMethod::kPushRows) {
+        add(std::vector<std::uint32_t>(kIds, 1));
+        add(std::vector<float>(std::size_t{kIds} * dim, 1));
+      }
+    }
+    return EncodeFrame(method, header, payload.size()) + payload;
+  }
+  // All that the tables have.
+  std::string Rows() const {
+    std::string rows;
+    for (const int table : {0, 1}) {
+      OrThrow(chief_->Dump(table, [&](std::uint32_t, std::string_view bucket) {
+        rows += bucket;
+        return OkStatus();
+      }));
+    }
+    return rows;
+  }
+
+  std::unique_ptr<RowClient> chief_;
+};
+
+TEST_F(RowFramesTest, FuzzedOnesHaveNoEffectOnAnyTableWhereTheyAreNotTaken) {
+  StartWithTables();
+  const std::string address = FramesAt(addresses_[0]);
+  std::string rows = Rows();
+  for (const FrameMethod method : {FrameMethod::kPushRows, FrameMethod::kPullRows}) {
+    const std::optional<Answer> whole = AnswerTo(address, Frame(method, 5));
+    ASSERT_TRUE(whole.has_value());
+    EXPECT_EQ(whole->header.error().kind(), Error::NONE) << whole->header.error().message();
+  }
+  EXPECT_NE(std::exchange(rows, Rows()), rows) << "as they are they are taken";
+  const Philox random(6);
+  int refused = 0;
+  int hung_up = 0;
+  for (std::uint64_t i = 0; i < 400; ++i) {
+    const FrameMethod method = i / 4 % 2 == 0 ? FrameMethod::kPushRows : FrameMethod::kPullRows;
+    // Flipped, cut as well, or whole with a payload that is too short for its ids.
+    std::string bytes = Frame(method, 100 + i, /*training=*/i / 8 % 2 == 0, i % 4 == 0 ? 1 : 0);
+    if (i % 4 != 0) {
+      Damage(random.At(i), /*cut=*/i % 2 != 0, &bytes);
+    }
+    const std::optional<Answer> answer = AnswerTo(address, bytes);
+    const bool taken = answer.has_value() && answer->header.error().kind() == Error::NONE;
+    if (answer.has_value() && !taken && answer->header.error().kind() != Error::NOT_YET) {
+      EXPECT_NE(answer->header.error().message(), "") << i;
+    }
+    EXPECT_FALSE(taken && i % 4 == 0) << i;
+    refused += answer.has_value() && !taken ? 1 : 0;
+    hung_up += answer.has_value() ? 0 : 1;
+    const std::string now = Rows();
+    if (!taken) {
+      ASSERT_EQ(now, rows) << i;
+    }
+    rows = now;
+  }
+  EXPECT_GE(refused, 100) << "a quarter is whole and wrong";
+  EXPECT_GT(hung_up, 50) << "a half is cut";
+  // And the server lives.
+  const auto client = RowClient::Make(spec_, addresses_, {.client = std::uint64_t{1} << 40});
+  const std::vector<std::uint64_t> ids = {1'000};
+  const std::vector<float> ones(3, 1);
+  const RowClient::Gradients push{.table = 1, .ids = ids, .values = ones};
+  OrThrow(client->Push(std::span(&push, 1), /*step=*/2, /*weight=*/1));
+  std::vector<float> row(3);
+  OrThrow(client->Pull(1, ids, /*step=*/2, /*training=*/true, row));
+  EXPECT_EQ(row, std::vector<float>(3, -1));
 }
 
 // Passes a connection on, but the first `losses` of them lose what the server answers: when its

@@ -219,7 +219,7 @@ struct CommunicatorOptions {
   // backend, the segments, and wherever buffers are cut. This refuses by name what cannot
   // (InvalidArgument), and "auto" does without it: hierarchical where hosts do not all have the
   // same power of two of consecutive ranks. Elsewhere "auto" keeps the order anyway, but for MPI's
-  // own collectives, with which this is InvalidArgument.
+  // own collectives and NCCL, with which this is InvalidArgument.
   bool deterministic = false;
   // What "auto" reckons with, equal on all ranks; none: measured at the first need.
   std::optional<CostParameters> cost;
