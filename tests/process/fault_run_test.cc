@@ -253,6 +253,9 @@ class FaultRun {
     return folder_.path() + "/failed." + std::to_string(rank);
   }
 
+  // What all go on from has no bound to show, and a busy machine may be slow as well.
+  milliseconds Timeout() const { return (plan_.fault == Fault::kPause ? 5 : 1) * kTimeout; }
+
   void Start() {
     const std::string task = COHORT_BIN_DIR "/../tests/collective_task";
     const auto arguments = [&](int rank) {
@@ -261,7 +264,7 @@ class FaultRun {
                                          std::to_string(rank),
                                          std::to_string(plan_.ranks),
                                          folder_.path(),
-                                         std::to_string(kTimeout.count()),
+                                         std::to_string(Timeout().count()),
                                          "20000",
                                          "1000000000",
                                          "algorithm=" + plan_.algorithm,
