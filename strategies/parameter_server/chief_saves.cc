@@ -277,6 +277,8 @@ Status ChiefSaves::LoadTable(int table, FileSystem& files, const std::vector<std
     restored_->any = true;
     if (status.ok()) {
       restored_->tables.insert(table);
+    } else {
+      restored_->tables.erase(table);  // it may have been whole before
     }
   }
   return job_.Explain(status);

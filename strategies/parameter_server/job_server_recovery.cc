@@ -110,7 +110,7 @@ Status Job::Recover(const Status& error, const Restore& restore) {
   }
   Recovery recovery{.restore = restore, .begun = std::chrono::steady_clock::now()};
   std::string names = NamesOfLost();
-  const std::string failed = names + " is lost, and going back to the last save has failed";
+  const std::string first = names;
   log_.Warning(fmt::format(
       "{} is lost, and the workers wait: {} goes on from {} when another process takes its place, "
       "within {:g} s",
@@ -142,7 +142,10 @@ Status Job::Recover(const Status& error, const Restore& restore) {
       continue;
     }
     if (!last.ok() && IsForGood(last)) {
-      return FailJob(last.Annotate(failed));
+      return FailJob(
+          last.Annotate(fmt::format("{} is lost, and {} has failed", names.empty() ? first : names,
+                                    kept && spec_.copies ? "giving another process its part"
+                                                         : "going back to the last save")));
     }
     if (!last.ok()) {
       log_.Warning(fmt::format("going back to the last save has failed, {} of {} times: {}",
@@ -161,7 +164,9 @@ Status Job::Recover(const Status& error, const Restore& restore) {
     ReportRecovery(recovery);
     return {};
   }
-  return FailJob(last.Annotate(fmt::format("{} {} times", failed, kMostRollBacks)));
+  return FailJob(
+      last.Annotate(fmt::format("{} is lost, and going back to the last save has failed {} times",
+                                names.empty() ? first : names, kMostRollBacks)));
 }
 
 Status Job::PauseRecovery(milliseconds pause) const {

@@ -29,14 +29,15 @@ Result<std::unique_ptr<Coordinator>> RemoteStrategy::MakeCoordinator(const Sched
     return job_->scheduler()->recovering() ? GoOnAfter(why, seen, deadline) : OkStatus();
   };
   COHORT_ASSIGN_OR_RETURN(
-      auto scheduler, ps::OpenFunctions(*job_->scheduler(), options, recover,
-                                        [this](const Coordinator::SaveFn& save, Deadline deadline) {
-                                          return SaveCalls(save, deadline);
-                                        }));
+      auto coordinator,
+      ps::OpenFunctions(*job_->scheduler(), options, recover,
+                        [this](const Coordinator::SaveFn& save, Deadline deadline) {
+                          return SaveCalls(save, deadline);
+                        }));
   functions_ = true;
   COHORT_RETURN_IF_ERROR(OpenData());
   job_->BeginTraining();
-  return scheduler;
+  return coordinator;
 }
 
 // Is it possible that all servers go back?

@@ -183,8 +183,7 @@ Result<io::CheckpointState> Read(Strategy& strategy, ParameterSet& parameters,
       ReadFrom(*checkpoint, strategy, parameters, store, expected_seed, extra);
   if (state.status().code() == StatusCode::kNotFound) {
     // It was whole a moment ago. Who takes this for the lack of a save goes on with a part of one.
-    return DataLoss(checkpoint->path() +
-                    " has lost a file while it was read: " + state.status().message());
+    return DataLoss(checkpoint->path() + " could not be read whole: " + state.status().message());
   }
   return state;
 }

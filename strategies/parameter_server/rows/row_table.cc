@@ -407,6 +407,9 @@ Status RowTable::Apply(const Gradients& gradients) {
   const auto now = static_cast<std::uint32_t>(gradients.step);
   try {
     const bool found = gradients.found != nullptr && std::ranges::equal(gradients.found->ids_, ids);
+    if (found) {
+      ++gradients.found->uses_;
+    }
     COHORT_ASSIGN_OR_RETURN(const Entries sorted, found ? Entries(0) : Sort(ids, Equal::kTogether));
     const std::span<Entry> entries =
         found ? std::span(gradients.found->entries_.get(), ids.size()) : sorted.all;

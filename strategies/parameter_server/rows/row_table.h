@@ -85,16 +85,18 @@ class RowTable {
   enum class Purpose { kTraining, kReading };
   // In what order a pull met its ids, and where it found their rows: for an Apply to the same ids,
   // which need not sort and search again. A hint: whatever has happened to the table since, the
-  // effect is the same without. 24 bytes for each id, which the next pull uses again.
+  // effect is the same without. 24 bytes for each id.
   class Found {
    public:
     Found();
     ~Found();
+    std::uint64_t uses() const { return uses_; }  // calls of Apply that went by it
 
    private:
     friend class RowTable;
     std::vector<std::uint64_t> ids_;
     std::unique_ptr<Entry[]> entries_;
+    std::uint64_t uses_ = 0;
   };
   // The weights of `ids`, repeated ones as well, into `rows`: [ids, dim]. InvalidArgument: a
   // length, the step, an id of another server; NotFound names the first id without a row under

@@ -10,6 +10,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -167,6 +168,9 @@ class RowTable::Walk {
   // first ones: the processor sees where that leads.
   template <int kWrite>
   static void Prefetch(const void* from, std::size_t bytes) {
+    if (bytes == 0) {
+      return;
+    }
     const auto* const begin = static_cast<const std::byte*>(from);
     bytes = std::min(bytes, std::size_t{1} << 10);
     for (std::size_t at = 0; at < bytes; at += kCacheLine) {

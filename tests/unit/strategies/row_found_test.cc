@@ -56,6 +56,7 @@ class Pair {
     OrThrow(plain_->Apply({.ids = ids, .values = values, .step = step}));
     OrThrow(hinted_->Apply({.ids = ids, .values = values, .step = step, .found = &found_}));
   }
+  std::uint64_t uses() const { return found_.uses(); }
   void OnBoth(const std::function<void(RowTable&)>& change) {
     change(*plain_);
     change(*hinted_);
@@ -95,6 +96,7 @@ TEST(RowFound, HasTheEffectOfASearch) {
     tables.Apply(ids, step);
     tables.ExpectSame("step " + std::to_string(step));
   }
+  EXPECT_EQ(tables.uses(), 20U);
 }
 
 TEST(RowFound, IsLeftAloneByOtherIds) {
@@ -109,7 +111,9 @@ TEST(RowFound, IsLeftAloneByOtherIds) {
   others.pop_back();
   tables.Apply(others, 3);
   tables.Apply({}, 4);
+  EXPECT_EQ(tables.uses(), 0U);
   tables.Apply(ids, 5);  // those that were pulled, at last
+  EXPECT_EQ(tables.uses(), 1U);
   tables.ExpectSame("other ids");
 }
 
