@@ -61,7 +61,9 @@ Status Parse(std::string_view bytes, const RowShape& shape, Parsed* parsed) {
         return bad();
       }
       parsed->removed[part].resize(counts[part]);
-      std::memcpy(parsed->removed[part].data(), bytes.data() + at, all);
+      if (all > 0) {
+        std::memcpy(parsed->removed[part].data(), bytes.data() + at, all);
+      }
       at += all;
     }
   }
