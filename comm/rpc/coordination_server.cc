@@ -23,6 +23,9 @@
 namespace cohort {
 namespace {
 
+// How long the service of a job that has failed waits for who has just joined to ask.
+constexpr std::chrono::milliseconds kFarewell{1000};
+
 // One call that waits. Whoever takes the claim first, the answer or the cancellation, finishes it;
 // the object lives until gRPC says OnDone, the claim as long as either side may ask.
 class ParkedCall final : public grpc::ServerUnaryReactor {
@@ -100,6 +103,11 @@ class Server final : public CoordinationServer, private wire::Coordination::Call
       : chief_(cluster.Chief()), options_(options), state_(cluster, options) {}
 
   ~Server() override {
+    // A task that joined just before the failure finds the service gone otherwise, and not why.
+    const auto latest = std::chrono::steady_clock::now() + kFarewell;
+    while (state_.unheard() && std::chrono::steady_clock::now() < latest) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
     {
       const std::lock_guard lock(mutex_);
       stop_ = true;

@@ -242,6 +242,7 @@ Result<CoordinationState::Task*> CoordinationState::FindActive(const Caller& cal
     return FailedPrecondition(Describe(caller.task, *task) + " has left the job");
   }
   if (!failure_.ok()) {
+    task->heard = true;
     return failure_;
   }
   return task;
@@ -267,6 +268,9 @@ std::uint64_t CoordinationState::Watch(const Caller& caller, Deadline until, Don
     const Status status = !task.ok()                       ? task.status()
                           : (*task)->phase == Phase::kLeft ? OkStatus()
                                                            : failure_;
+    if (task.ok()) {
+      (*task)->heard = true;
+    }
     completions.Add([done = std::move(done), status] { done(status); });
     return 0;
   }
@@ -740,6 +744,15 @@ void CoordinationState::Told() {
   const std::lock_guard lock(mutex_);
   telling_ = false;
   FinishShutdownIfComplete(completions);
+}
+
+// Who watches has been answered. Who has joined watches soon.
+bool CoordinationState::unheard() const {
+  const std::lock_guard lock(mutex_);
+  return !failure_.ok() && std::ranges::any_of(tasks_, [](const auto& entry) {
+    const Task& task = entry.second;
+    return task.present() && task.watch == 0 && !task.heard;
+  });
 }
 
 Status CoordinationState::failure() const {

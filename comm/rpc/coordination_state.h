@@ -94,6 +94,8 @@ class CoordinationState {
   void Stop(const Status& why);
 
   Status failure() const;
+  // Is there a task that has just joined a job that has failed, and cannot have heard of it?
+  bool unheard() const;
   bool complete() const;  // every task that is waited for has joined
   std::vector<TaskId> Alive() const;
   std::optional<std::uint64_t> Incarnation(const TaskId& id) const;  // of one that is present
@@ -114,6 +116,7 @@ class CoordinationState {
     bool may_leave = false;
     bool has_joined = false;  // at some time
     bool of_quorum = false;
+    bool heard = false;  // of the failure, in an answer
     std::uint64_t incarnation = 0;
     std::string host;
     std::int64_t pid = 0;

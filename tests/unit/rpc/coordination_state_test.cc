@@ -456,6 +456,23 @@ TEST(ReportError, TheFirstErrorStays) {
   EXPECT_FALSE(late.ok());
 }
 
+TEST(ReportError, IsUnheardByWhoHasJoinedAndNotAskedYet) {
+  Job job(3);
+  const auto tasks = job.JoinAll();
+  Answer watches;
+  job.state->Watch(tasks[0], job.In(seconds(60)), watches.Done());
+  EXPECT_FALSE(job.state->unheard());  // the job has not failed
+  EXPECT_EQ(job.state->Fail(Internal("x")), Internal("x"));
+  EXPECT_EQ(watches.status(), Internal("x"));
+  EXPECT_TRUE(job.state->unheard());
+  Answer late;
+  job.state->Watch(tasks[1], job.In(seconds(60)), late.Done());
+  EXPECT_EQ(late.status(), Internal("x"));
+  EXPECT_TRUE(job.state->unheard());
+  EXPECT_EQ(job.state->Get(tasks[2], "key").status(), Internal("x"));
+  EXPECT_FALSE(job.state->unheard());
+}
+
 TEST(ReportError, AStaleIncarnationCannotFailTheJob) {
   Job job(1);
   job.JoinAll();

@@ -79,7 +79,8 @@ struct Generation {
 };
 
 // Thread rules: all methods from any thread. The destructor answers every call that waits, and ends
-// a job that is not over: each client's failure() becomes Unavailable and names the chief.
+// a job that is not over: each client's failure() becomes Unavailable and names the chief. Of a job
+// that has failed it waits up to a second for those that have just joined to ask, and hear why.
 class CoordinationServer {
  public:
   virtual ~CoordinationServer() = default;
