@@ -45,11 +45,7 @@ Status CheckOptions(const StrategyOptions& options) {
                            "it out, or use a synchronous strategy" +
                            HintAt(options.communication.implementation) + "]");
   }
-  if (options.communication.timeout.count() <= 0) {
-    return InvalidArgument("communication.timeout is " +
-                           std::to_string(options.communication.timeout.count()) +
-                           " ms [more than 0]");
-  }
+  COHORT_RETURN_IF_ERROR(CheckTimeout(options.communication));
   if (options.deterministic &&
       (!options.consistency.synchronous() || options.consistency.backup_workers > 0)) {
     return InvalidArgument(

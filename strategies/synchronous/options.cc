@@ -43,6 +43,13 @@ bool OffersOneBucket(const Communicator& communicator) {
   return communicator.size() == 2 && Offers(communicator, "shared");
 }
 
+Status CheckTimeout(const CommunicationOptions& options) {
+  return options.timeout.count() > 0
+             ? OkStatus()
+             : InvalidArgument("communication.timeout is " +
+                               std::to_string(options.timeout.count()) + " ms [more than 0]");
+}
+
 int LocalReplicas(const StrategyOptions& options) {
   return options.devices.empty() ? options.num_devices : static_cast<int>(options.devices.size());
 }
@@ -90,11 +97,7 @@ Status SynchronousStrategy::CheckOptions(const StrategyOptions& options, int pro
           "step to step [leave one of them out]");
     }
   }
-  if (options.communication.timeout.count() <= 0) {
-    return InvalidArgument("communication.timeout is " +
-                           std::to_string(options.communication.timeout.count()) +
-                           " ms [more than 0]");
-  }
+  COHORT_RETURN_IF_ERROR(CheckTimeout(options.communication));
   const std::string& implementation = options.communication.implementation;
   if (const std::string hint = HintAt(implementation); !hint.empty()) {
     return InvalidArgument("communication.implementation is '" + implementation +

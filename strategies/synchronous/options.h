@@ -10,6 +10,7 @@
 #include <string_view>
 
 #include <cohort/comm/communicator.h>
+#include <cohort/core/status.h>
 #include <cohort/strategies/strategy_options.h>
 
 namespace cohort {
@@ -24,6 +25,8 @@ bool OffersOneBucket(const Communicator& communicator);
 // What communication.implementation may have meant that is no algorithm: another option, some of
 // which are implementations in tf.distribute. "; ...", or nothing.
 std::string HintAt(std::string_view implementation);
+
+Status CheckTimeout(const CommunicationOptions& options);
 
 int LocalReplicas(const StrategyOptions& options);
 

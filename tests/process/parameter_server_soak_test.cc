@@ -5,14 +5,11 @@
 //
 // As long as COHORT_SOAK_SECONDS says, at least 60 seconds.
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <chrono>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <map>
 #include <string>
 #include <thread>
@@ -22,6 +19,7 @@
 #include <gtest/gtest.h>
 
 #include "process/ps_job.h"
+#include "testing/resident_bytes.h"
 
 namespace cohort::testing {
 namespace {
@@ -36,14 +34,6 @@ constexpr double kWarm = 1.0 / 3;
 // or two. One byte of each of the requests that a server answers in a minute would be 100 KiB.
 constexpr double kMost = 4096;
 constexpr int kStopped = 143;
-
-double ResidentKilobytes(pid_t pid) {
-  std::ifstream statm("/proc/" + std::to_string(pid) + "/statm");
-  std::int64_t size = 0;
-  std::int64_t resident = 0;
-  statm >> size >> resident;
-  return static_cast<double>(resident) * static_cast<double>(::sysconf(_SC_PAGESIZE)) / 1024;
-}
 
 struct Sample {
   double at = 0;  // seconds
@@ -88,7 +78,8 @@ TEST(ParameterServerSoakTest, NothingIsLostAndNothingGrows) {
     for (const std::string& name : watched) {
       ASSERT_FALSE(job.cluster.Wait(name, std::chrono::milliseconds(0)).has_value()) << name;
       if (now >= kWarm * length) {
-        samples[name].push_back({now, ResidentKilobytes(job.cluster.pid(name))});
+        samples[name].push_back(
+            {now, static_cast<double>(ResidentBytes(job.cluster.pid(name))) / 1024});
       }
     }
     std::this_thread::sleep_for(std::chrono::milliseconds(250));

@@ -157,9 +157,8 @@ void RowTable::BringEqualTogether(std::span<Entry> of_a_bucket) {
     word |= bit;
   }
   if (twice) {
-    std::ranges::sort(of_a_bucket, [](const Entry& a, const Entry& b) {
-      return std::tie(a.hash, a.position) < std::tie(b.hash, b.position);
-    });
+    std::ranges::sort(of_a_bucket, {},
+                      [](const Entry& entry) { return std::tie(entry.hash, entry.position); });
   }
 }
 
@@ -187,9 +186,8 @@ Result<RowTable::Entries> RowTable::Sort(std::span<const std::uint64_t> ids, Equ
         " [the sender takes another number of servers for granted]");
   }
   if (ids.size() < count / 8 || ids.size() < 64) {
-    std::ranges::sort(entries, [](const Entry& a, const Entry& b) {
-      return std::tie(a.hash, a.position) < std::tie(b.hash, b.position);
-    });
+    std::ranges::sort(entries, {},
+                      [](const Entry& entry) { return std::tie(entry.hash, entry.position); });
     return unsorted;
   }
   std::vector<std::uint32_t> ends(count + 1);

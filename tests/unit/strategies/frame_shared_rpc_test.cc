@@ -25,6 +25,7 @@
 #include "parameter_server/frames/frame_ring.h"
 #include "tcp/unix_socket.h"
 #include "testing/process_cluster.h"
+#include "testing/resident_bytes.h"
 
 namespace cohort::ps {
 namespace {
@@ -378,14 +379,6 @@ TEST_F(LentTest, APieceThatIsNotLentEndsItsConnectionAndNothingElse) {
   EXPECT_EQ(got_.size(), 2U);
 }
 
-std::int64_t ResidentBytes() {
-  std::ifstream statm("/proc/self/statm");
-  std::int64_t all = 0;
-  std::int64_t resident = 0;
-  statm >> all >> resident;
-  return resident * ::sysconf(_SC_PAGESIZE);
-}
-
 // Four clients send, at once, far more than is in memory anywhere; a frame is handled more slowly
 // than it is sent.
 TEST(MemoryOfFrames, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
@@ -409,14 +402,14 @@ TEST(MemoryOfFrames, IsThatOfAFrameOrOfTheRingsHoweverMuchIsUnderWay) {
         }
         const std::lock_guard lock(mutex);
         EXPECT_EQ(sum, 4.0 * static_cast<double>(payload.size()));
-        most = std::max(most, ResidentBytes());
+        most = std::max(most, testing::ResidentBytes());
         ++handled;
       },
       Log()));
   for (const bool shared : {false, true}) {
     const std::string address =
         shared ? listener->local_address() : "127.0.0.1:" + std::to_string(listener->port());
-    const std::int64_t before = ResidentBytes();
+    const std::int64_t before = testing::ResidentBytes();
     most = 0;
     handled = 0;
     std::vector<std::thread> clients;

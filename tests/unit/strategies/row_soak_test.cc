@@ -6,28 +6,24 @@
 
 #include <gtest/gtest.h>
 #include <malloc.h>
-#include <unistd.h>
 
 #include <chrono>
 #include <cstdlib>
-#include <fstream>
 #include <numeric>
 #include <string>
 #include <thread>
 
 #include "row_cluster.h"
+#include "testing/resident_bytes.h"
 #include "testing/sanitized.h"
 
 namespace cohort::ps {
 namespace {
 
-std::int64_t ResidentBytes() {
+// Without what malloc keeps for later.
+std::int64_t BytesInUse() {
   ::malloc_trim(0);
-  std::ifstream statm("/proc/self/statm");
-  std::int64_t size = 0;
-  std::int64_t resident = 0;
-  statm >> size >> resident;
-  return resident * ::sysconf(_SC_PAGESIZE);
+  return testing::ResidentBytes();
 }
 
 // One worker's life; what it has sent in all.
@@ -69,7 +65,7 @@ TEST(RowSoakTest, NothingIsLostAndNothingGrows) {
   for (;;) {
     const auto now = std::chrono::steady_clock::now() - begun;
     if (warm == 0 && now > length / 3) {
-      warm = ResidentBytes();
+      warm = BytesInUse();
     }
     if (now > length) {
       break;
@@ -99,7 +95,7 @@ TEST(RowSoakTest, NothingIsLostAndNothingGrows) {
     OrThrow(dense->Retire(number));
     OrThrow(dense->Retire(number + 1));
   }
-  const std::int64_t end = ResidentBytes();
+  const std::int64_t end = BytesInUse();
   double there = 0;
   for (const auto& [id, row] : RowsOf(*chief)) {
     there += std::accumulate(row.weights.begin(), row.weights.end(), 0.0);

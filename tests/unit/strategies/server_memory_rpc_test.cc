@@ -3,14 +3,12 @@
 // A binary of its own: it measures the process's memory, in which the clients are as well.
 
 #include <gtest/gtest.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstring>
-#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -24,6 +22,7 @@
 #include "parameter_server/frames/frame_ring.h"
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
+#include "testing/resident_bytes.h"
 #include "testing/sanitized.h"
 
 namespace cohort::ps {
@@ -39,14 +38,6 @@ constexpr int kRowFrames = 16;  // and so many of these
 constexpr int kIds = 12'000;    // of a frame, of kRows
 constexpr std::int64_t kRowDim = 16;
 constexpr std::uint64_t kRows = 20'000;
-
-std::int64_t ResidentBytes() {
-  std::ifstream statm("/proc/self/statm");
-  std::int64_t all = 0;
-  std::int64_t resident = 0;
-  statm >> all >> resident;
-  return resident * ::sysconf(_SC_PAGESIZE);
-}
 
 ModelSpec Spec() {
   ModelSpec spec;
@@ -169,7 +160,7 @@ TEST(MemoryOfAServer, IsBoundedHoweverMuchFasterClientsSendThanItApplies) {
     senders.push_back(std::make_unique<Sender>(
         address, spec, 2 + c, c % 2 == 0 ? FrameTransport::kTcp : FrameTransport::kShared));
   }
-  const std::int64_t before = ResidentBytes();
+  const std::int64_t before = testing::ResidentBytes();
   std::atomic<bool> stop = false;
   std::vector<std::thread> threads;
   for (const auto& sender : senders) {
@@ -178,14 +169,14 @@ TEST(MemoryOfAServer, IsBoundedHoweverMuchFasterClientsSendThanItApplies) {
   std::int64_t most = 0;
   const auto begun = std::chrono::steady_clock::now();
   while (std::chrono::steady_clock::now() - begun < kLength) {
-    most = std::max(most, ResidentBytes());
+    most = std::max(most, testing::ResidentBytes());
     std::this_thread::sleep_for(std::chrono::milliseconds(5));  // of the next look at it
   }
   stop = true;
   for (std::thread& thread : threads) {
     thread.join();
   }
-  most = std::max(most, ResidentBytes());
+  most = std::max(most, testing::ResidentBytes());
 
   for (const auto& sender : senders) {
     dense += sender->dense();
