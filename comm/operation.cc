@@ -80,17 +80,19 @@ bool OperationRecord::Matches(const OperationRecord& peer) const {
 }
 
 std::uint64_t OperationRecord::Fingerprint() const {
-  std::uint64_t print = 0;
-  const auto add = [&print](std::uint64_t value) {
-    print = (print ^ value) * 0x9e3779b97f4a7c15U;
-    print ^= print >> 32U;
+  const auto mix = [](std::uint64_t value) {
+    value *= 0x9e3779b97f4a7c15U;
+    return value ^ value >> 32U;
   };
-  add(static_cast<std::uint64_t>(kind) | static_cast<std::uint64_t>(dtype) << 8U |
-      static_cast<std::uint64_t>(reduce_op) << 16U | static_cast<std::uint64_t>(algorithm) << 24U |
-      static_cast<std::uint64_t>(static_cast<std::uint32_t>(root)) << 32U);
-  add(static_cast<std::uint64_t>(count));
-  add(shape);
-  add(static_cast<std::uint64_t>(segment_bytes));
+  // Each with a factor of its own, so that none waits for another.
+  std::uint64_t print =
+      mix(static_cast<std::uint64_t>(kind) | static_cast<std::uint64_t>(dtype) << 8U |
+          static_cast<std::uint64_t>(reduce_op) << 16U |
+          static_cast<std::uint64_t>(algorithm) << 24U |
+          static_cast<std::uint64_t>(static_cast<std::uint32_t>(root)) << 32U) +
+      3 * mix(static_cast<std::uint64_t>(count)) + 5 * mix(shape) +
+      7 * mix(static_cast<std::uint64_t>(segment_bytes));
+  const auto add = [&](std::uint64_t value) { print = mix(print ^ value); };
   const std::size_t bytes = std::min(name.size(), kMaxNameBytes);
   add(bytes);
   for (std::size_t at = 0; at < bytes; at += sizeof(std::uint64_t)) {

@@ -362,16 +362,16 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
                                        /*quiet=*/true);
   at_once_.under_way = true;
   at_once_.data = BytesOf(buffer);
-  at_once_.reduction.reset();
-  if (exchange_.record().kind == OperationKind::kAllReduce) {
-    at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
-  }
   if (begun.ok()) {
     if (AlgorithmOf(exchange_.record()) == Algorithm::kOneShot) {
       ShowOneShot(exchange_, at_once_.data);
     } else {
       ShowShared(exchange_, at_once_.data);
     }
+  }
+  at_once_.reduction.reset();  // what comes after the values show costs no time while peers are awaited
+  if (exchange_.record().kind == OperationKind::kAllReduce) {
+    at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
   }
   const std::uint64_t number = ++begun_;
   LeaveRole();

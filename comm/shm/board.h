@@ -82,20 +82,24 @@ class Board {
     if (!values.empty()) {
       std::memcpy(slot.data + BoardSlot::kNote, values.data(), values.size());
     }
-    Expect(number, data.size() + values.size());
+    for (const Region* r : regions_) {  // on its way here while this rank's lines are on theirs
+      __builtin_prefetch(&r->board[number % 2]);
+    }
     slot.number.store(number);
     shown_ = number;
     open_ = {};
     RingAll();
   }
-  // What the others show, or its begin, on its way here while this rank's lines are on theirs.
-  void Expect(std::uint64_t number, std::size_t bytes) const {
-    constexpr std::size_t kLines = 4;
+  // Once all have entered operation `number`: calls back the lines in which this rank will show as
+  // much for the next, which the others have read two operations ago, so that storing there then
+  // waits for nobody.
+  void Reclaim(std::uint64_t number, std::size_t bytes) {
+    constexpr std::size_t kLines = 32;
+    const auto* const slot =
+        reinterpret_cast<const std::byte*>(&region(rank_).board[(number + 1) % 2]);
     const std::size_t end = std::min(BoardSlot::kHead + bytes, kLines * kLine);
-    for (const Region* r : regions_) {
-      for (std::size_t at = 0; at < end; at += kLine) {
-        __builtin_prefetch(reinterpret_cast<const std::byte*>(&r->board[number % 2]) + at);
-      }
+    for (std::size_t at = 0; at < end; at += kLine) {
+      asm volatile("prefetchw %0" : : "m"(slot[at]));
     }
   }
   // Whether what all have shown for `number` was there until now. It is, but after an operation
