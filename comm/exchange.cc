@@ -61,7 +61,7 @@ std::string Exchange::Name(int rank) const {
   return text;
 }
 
-Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadline, bool quiet) {
+Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadline, bool at_once) {
   COHORT_RETURN_IF_ERROR(failure_);
   record_ = std::move(record);
   record_.generation = generation_;
@@ -98,9 +98,10 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
       peers_silent_ &= other.opens.empty() && !other.heard_open;
     }
   }
+  told_next_ = record_.point_to_point() || size_ == 1;
   if (Settle() && !record_.point_to_point() && size_ > 1) {
-    if (!quiet) {
-      Open((rank_ + 1) % size_);
+    if (at_once) {
+      TellNext();
     }
     for (int p = 0; p < size_ && joins_ > 0; ++p) {
       if (!peer(p).joins.empty()) {
@@ -117,6 +118,11 @@ void Exchange::Open(int to) {
     peer(to).told_open = true;
     transport_->Control(to, FrameKind::kOpen, record_.Encode());
   }
+}
+
+void Exchange::TellNext() {
+  told_next_ = true;
+  Open((rank_ + 1) % size_);
 }
 
 Status Exchange::End(const Status& status) {
@@ -189,23 +195,15 @@ Status Exchange::Poll(const std::function<bool()>& done, const std::string& what
 }
 
 Status Exchange::AwaitPeers(const std::function<bool(int)>& arrived) {
-  constexpr auto kTell = milliseconds(2);  // time for the others to come
-  const Deadline tell_at = DeadlineAfter(kTell);
-  Duration period = kTell;
   arrived_ = &arrived;
-  Status status = WaitUntil(
-      [&] {
-        bool all = true;
-        for (int p = 0; p < size_; ++p) {
-          all &= p == rank_ || arrived(p);
-        }
-        if (!all && period == kTell && std::chrono::steady_clock::now() >= tell_at) {
-          period = std::chrono::hours(1);
-          Open((rank_ + 1) % size_);
-        }
-        return all;
-      },
-      period);
+  Status status = WaitUntil([&] {
+    for (int p = 0; p < size_; ++p) {
+      if (p != rank_ && !arrived(p)) {
+        return false;
+      }
+    }
+    return true;
+  });
   arrived_ = nullptr;
   return status;
 }
@@ -267,7 +265,8 @@ bool Exchange::Settle() {
   return Trouble().ok();
 }
 
-Status Exchange::WaitUntil(const std::function<bool()>& done, const Duration& period) {
+Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
+  constexpr auto kTell = milliseconds(2);  // time for the others to come
   for (;;) {
     if (!Settle()) {
       return Trouble();
@@ -281,11 +280,15 @@ Status Exchange::WaitUntil(const std::function<bool()>& done, const Duration& pe
     if (now >= deadline_) {
       return TimedOut(done);
     }
+    if (!told_next_ && now >= started_ + kTell) {
+      TellNext();
+    }
+    const Deadline again = told_next_ ? now + period : std::min(now + period, started_ + kTell);
     const Deadline warn_at = started_ + slow_peer_warning_;
     if (!warned_ && now >= warn_at) {
       WarnOfSlowPeers();
     }
-    Step(std::min({deadline_, leavers, warned_ ? deadline_ : warn_at, now + period}));
+    Step(std::min({deadline_, leavers, warned_ ? deadline_ : warn_at, again}));
   }
 }
 

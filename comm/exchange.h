@@ -1,11 +1,13 @@
 // Exchange: one rank's side of the operations of a communicator, between the algorithms above and
 // the transport below.
 //
-// It opens every operation towards each peer it sends to with that operation's record, compares the
-// peers' records with its own before their data is used, keeps the operation's deadline, and turns
-// whatever goes wrong into one status that all ranks get. Every collective is opened towards the
-// next rank at once, whatever its algorithm sends: wherever two ranks disagree, two neighbours on
-// the ring do, and one of them sees it even if both wait for others.
+// It opens every operation towards each peer it sends to with that operation's record, which goes
+// ahead of the data in one message with it, compares the peers' records with its own before their
+// data is used, keeps the operation's deadline, and turns whatever goes wrong into one status that
+// all ranks get. A collective in which this rank waits for 2 ms is opened towards the next rank,
+// too, whatever its algorithm sends: wherever two ranks disagree, two neighbours on the ring do,
+// and one of them sees it even if both wait for others. Where nothing is wrong that costs nothing:
+// what an operation sends links all ranks, so none ends it before all records were compared.
 //
 //   records differ      InvalidArgument naming both sides; told to all. The operation is given up,
 //                       the communicator goes on
@@ -73,9 +75,9 @@ class Exchange final : private TransportListener {
 
   // One operation runs between Begin and End. Numbers are given here: the same on every rank when
   // all call the same operations.
-  // `quiet`: nobody is told, since the ranks see by other means that all are in one operation; see
-  // AwaitPeers.
-  Status Begin(OperationRecord record, Deadline started, Deadline deadline, bool quiet = false);
+  // Whom Send does not open it to, the next rank, is told where that waits for long; `at_once`: now,
+  // since data go by other ways than Send.
+  Status Begin(OperationRecord record, Deadline started, Deadline deadline, bool at_once = false);
   // The times of the operation under way, where Begin was given others: before anything waits.
   void SetTimes(Deadline started, Deadline deadline) {
     started_ = started;
@@ -96,8 +98,8 @@ class Exchange final : private TransportListener {
   Status WaitAll();  // everything posted in this operation
   // Until `done`, asked again at least every `period`: for what the transport does not carry.
   Status Poll(const std::function<bool()>& done, const std::string& what, Duration period);
-  // In a quiet operation: until arrived(peer) for all others. If that takes long, the operation is
-  // made known as others are.
+  // Where ranks see by other means that all are in one operation: until arrived(peer) for all
+  // others.
   Status AwaitPeers(const std::function<bool(int peer)>& arrived);
   // `peer` is in an operation of another fingerprint: until records have shown which.
   Status AwaitDisagreement(int peer);
@@ -147,10 +149,10 @@ class Exchange final : private TransportListener {
 
   Verdict Judge(int peer, const OperationRecord& theirs) const;
   void Open(int peer);            // tells it of this operation, once
+  void TellNext();
   bool JudgeFirstOpen(int peer);  // false: a failure is pending
   void GiveSignOfLife(int peer, bool ask);
-  Status WaitUntil(const std::function<bool()>& done,
-                   const Duration& period = std::chrono::hours(1));
+  Status WaitUntil(const std::function<bool()>& done, Duration period = std::chrono::hours(1));
   void Step(Deadline until);
   bool TakeAbortRequest();  // whether there was one
   Deadline CheckLeavers(Deadline now);
@@ -195,6 +197,7 @@ class Exchange final : private TransportListener {
   int joins_ = 0;                  // of all peers, in `joins`
   Deadline started_;
   Deadline deadline_;
+  bool told_next_ = false;  // the next rank, of the operation under way
   bool warned_ = false;
   std::string awaited_elsewhere_;                      // what Poll waits for
   const std::function<bool(int)>* arrived_ = nullptr;  // what AwaitPeers waits for

@@ -102,8 +102,9 @@ Status TransportCommunicator::RunTask(Task& task) {
     return task.body(exchange_, AlgorithmOf(task.record));
   }
   const bool well = exchange_.failure().ok();
-  const bool quiet = IsQuiet(AlgorithmOf(task.record));
-  Status status = exchange_.Begin(std::move(task.record), started, started + task.timeout, quiet);
+  const bool by_others = AlgorithmOf(task.record) == Algorithm::kNative;
+  Status status =
+      exchange_.Begin(std::move(task.record), started, started + task.timeout, by_others);
   if (well) {
     flight_.Started(task.flight, exchange_.record(), started);
   }
@@ -358,8 +359,7 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   }
   record.name = options.name;
   at_once_.timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
-  const Status begun = exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout,
-                                       /*quiet=*/true);
+  const Status begun = exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout);
   at_once_.under_way = true;
   at_once_.data = BytesOf(buffer);
   if (begun.ok()) {

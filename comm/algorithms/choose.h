@@ -29,11 +29,6 @@ enum class Algorithm : std::uint8_t {
   kShared = 17,
 };
 std::string_view AlgorithmName(Algorithm algorithm);
-// Ranks see without a message that all are in the operation: see Exchange::Begin.
-constexpr bool IsQuiet(Algorithm algorithm) {
-  return algorithm == Algorithm::kOneShot || algorithm == Algorithm::kShared;
-}
-
 // The algorithms of an operation; at least one.
 std::span<const Algorithm> AlgorithmsOf(OperationKind kind);
 

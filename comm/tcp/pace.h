@@ -3,11 +3,13 @@
 // Where the network is so near that both ends do little but copy, what is on its way should stay in
 // the caches of the cores that copy it: a rank that gets megabytes ahead fills the peer's socket
 // with what has to come back from memory, and takes twice the time. So who sends and receives at
-// once waits, for a moment, when it is `kAhead` ahead; not for longer than `kPatience` after
+// once waits, for a moment, when it is a stride ahead; not for longer than `kPatience` after
 // anything has moved, for the peer may have nothing to send before it has more. Over a longer way
 // so few bytes would not fill the line, and nothing is held back.
 //
-// Measured between two processes of a host, 16 MiB each way at once: 2.9 ms instead of 5.3.
+// Measured with all-reduces of two processes of a host: 1 and 4 MiB take 0.92 and 0.8 of the time
+// with strides of 1 MiB instead of 256 KiB, and 64 MiB without any limit 1.15 to 1.25. Between
+// network namespaces (10 Gb/s) 16 MiB take 1.05 of the time with strides of 1 MiB.
 //
 // Thread rules: one thread at a time. Nothing blocks.
 
@@ -20,8 +22,9 @@ namespace cohort::tcp {
 
 class Pace {
  public:
-  static constexpr std::size_t kStride = std::size_t{256} << 10;  // of one send
-  static constexpr std::size_t kAhead = std::size_t{256} << 10;   // to each peer
+  // Of one send, and how far ahead of one peer's.
+  static constexpr std::size_t kStride = std::size_t{256} << 10;
+  static constexpr std::size_t kStrideWithinHost = std::size_t{1} << 20;
   static constexpr std::chrono::microseconds kPatience{50};
   using Time = std::chrono::steady_clock::time_point;
 
@@ -36,9 +39,9 @@ class Pace {
   }
   // Nothing is expected: what comes next begins level.
   void Reset() { ahead_ = 0; }
-  // Whether a send is to wait, with `peers` that something is to be sent to.
-  bool Holds(std::size_t peers, Time now) const {
-    return ahead_ >= kAhead * peers && now - moved_at_ < kPatience;
+  // Whether a send is to wait; `strides`: of all peers that something is to be sent to.
+  bool Holds(std::size_t strides, Time now) const {
+    return ahead_ >= strides && now - moved_at_ < kPatience;
   }
 
  private:
@@ -47,7 +50,7 @@ class Pace {
 };
 
 // Whether the way to the peer of a connection takes so little time (50 us and back, at its best)
-// that kAhead bytes fill any line. False where the kernel does not know.
+// that a stride fills any line. False where the kernel does not know.
 bool IsNear(int fd);
 
 }  // namespace cohort::tcp

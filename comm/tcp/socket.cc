@@ -205,7 +205,36 @@ Status Prepare(const Socket& socket) {
        errno != EOPNOTSUPP)) {  // a unix socket never delays
     return ErrnoStatus(errno, "socket options");
   }
+  SendUnpaced(socket);
   return {};
+}
+
+void SendUnpaced(const Socket& socket) {
+  if (IsWithinHost(socket)) {
+    constexpr std::string_view kReno = "reno";  // where it cannot be chosen all stays as it is
+    ::setsockopt(socket.fd(), IPPROTO_TCP, TCP_CONGESTION, kReno.data(), kReno.size());
+  }
+}
+
+bool IsWithinHost(const Socket& socket) {
+  const auto host = [](const sockaddr_storage& address) -> std::string_view {
+    if (address.ss_family == AF_INET) {
+      const auto& in = reinterpret_cast<const sockaddr_in&>(address).sin_addr;
+      return {reinterpret_cast<const char*>(&in), sizeof(in)};
+    }
+    if (address.ss_family == AF_INET6) {
+      const auto& in = reinterpret_cast<const sockaddr_in6&>(address).sin6_addr;
+      return {reinterpret_cast<const char*>(&in), sizeof(in)};
+    }
+    return {};
+  };
+  sockaddr_storage here = {};
+  sockaddr_storage there = {};
+  socklen_t here_bytes = sizeof(here);
+  socklen_t there_bytes = sizeof(there);
+  return ::getsockname(socket.fd(), reinterpret_cast<sockaddr*>(&here), &here_bytes) == 0 &&
+         ::getpeername(socket.fd(), reinterpret_cast<sockaddr*>(&there), &there_bytes) == 0 &&
+         !host(here).empty() && host(here) == host(there);
 }
 
 namespace {

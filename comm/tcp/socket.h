@@ -46,8 +46,17 @@ Result<Listener> Listen(const std::string& address, const std::string& towards);
 // nobody listens there. The error names each address tried.
 Result<Socket> Connect(const std::string& address, Deadline deadline);
 
-// For every socket between peers: not blocking, no delay.
+// For every connection between peers: not blocking, no delay, and SendUnpaced.
 Status Prepare(const Socket& socket);
+
+// Where both ends are in one host, nothing holds bytes back. What the system has chosen to control
+// congestion may pace what is sent (BBR does, the default of some), by timers and by what it
+// believes a link to take; inside a host there is no link, and the connection gets Reno, which
+// every kernel has and lets anybody use.
+void SendUnpaced(const Socket& socket);
+
+// Whether both ends of a connection have one address: no network is in between.
+bool IsWithinHost(const Socket& socket);
 
 // What poll(2) waits at most, in milliseconds, to be back at `deadline`; at least 0.
 int PollTimeout(Deadline deadline);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "kept_frames.h"
+#include "tcp/pace.h"
 #include "tcp/striped_socket.h"
 #include "transport.h"
 
@@ -60,6 +61,7 @@ struct Lingering {
 // The frames of one peer, data or control.
 struct Stream {
   StripedSocket socket;
+  std::size_t stride = Pace::kStride;
   bool read_closed = false;   // end of stream seen
   bool write_closed = false;  // the peer does not read any more
   bool ended = false;         // a connection of it has: all of it, or a rail of several

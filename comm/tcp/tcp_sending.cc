@@ -60,7 +60,7 @@ void TcpTransport::Flush(int s) {
     bool in_place = false;
     bool more = false;
     for (const OutFrame& frame : p.out) {
-      if (count + 2 > pieces.size() || wanted >= Pace::kStride) {
+      if (count + 2 > pieces.size() || wanted >= p.stride) {
         break;
       }
       const auto add = [&](const void* data, std::size_t bytes) {
@@ -80,7 +80,7 @@ void TcpTransport::Flush(int s) {
       if (more) {
         break;
       }
-      add(frame.body.data() + body_sent, std::min(frame.body.size() - body_sent, Pace::kStride));
+      add(frame.body.data() + body_sent, std::min(frame.body.size() - body_sent, p.stride));
       if (alone) {
         in_place = true;
         break;
@@ -113,17 +113,17 @@ bool TcpTransport::IsHeld(int s) {
     return false;
   }
   bool expects = false;
-  std::size_t peers = 0;
+  std::size_t strides = 0;
   for (int rank = 0; rank < count() / kChannels; ++rank) {
     const Stream& data = data_stream(rank);
     expects |= !data.posted.empty();
-    peers += data.out.empty() ? 0 : 1;
+    strides += data.out.empty() ? 0 : data.stride;
   }
   if (!expects) {
     pace_.Reset();
     return false;
   }
-  return pace_.Holds(peers, std::chrono::steady_clock::now()) &&
+  return pace_.Holds(strides, std::chrono::steady_clock::now()) &&
          IsNear(p.socket.fd(p.socket.writing()));
 }
 

@@ -36,6 +36,9 @@ TcpTransport::TcpTransport(TcpGroup group, Socket wake, Socket watch)
         rails.push_back(std::move(
             group_.sockets[static_cast<std::size_t>(PeerOf(s) * group_.channels + channel)]));
         AddToWatch(rails.back());
+        if (IsWithinHost(rails.back())) {
+          stream(s).stride = Pace::kStrideWithinHost;
+        }
       }
     }
     stream(s).socket =

@@ -41,6 +41,7 @@
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
 #include "parameter_server/variables/parameter_store.h"
+#include "tcp/socket.h"
 
 namespace cohort {
 namespace {
@@ -194,32 +195,33 @@ class Stream {
  public:
   static Result<std::unique_ptr<Stream>> Connect(int port) {
     auto stream = std::make_unique<Stream>();
-    stream->fd_ = ::socket(AF_INET, SOCK_STREAM, 0);
+    stream->socket_ = Socket(::socket(AF_INET, SOCK_STREAM, 0));
     sockaddr_in address = {};
     address.sin_family = AF_INET;
     address.sin_port = htons(static_cast<std::uint16_t>(port));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     const int one = 1;
-    if (::connect(stream->fd_, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
-        ::setsockopt(stream->fd_, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0) {
+    const int fd = stream->socket_.fd();
+    if (::connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) != 0 ||
+        ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one)) != 0) {
       return SystemError("connect");
     }
+    SendUnpaced(stream->socket_);  // as the frames are
     return stream;
   }
-  ~Stream() { ::close(fd_); }
   Status Send(std::span<const float> buffer, std::int64_t times) {
     const std::size_t bytes = buffer.size_bytes();
     const StreamHeader header{.bytes = static_cast<std::int64_t>(bytes), .times = times};
-    COHORT_RETURN_IF_ERROR(SendAll(fd_, &header, sizeof(header)));
+    COHORT_RETURN_IF_ERROR(SendAll(socket_.fd(), &header, sizeof(header)));
     for (std::int64_t i = 0; i < times; ++i) {
-      COHORT_RETURN_IF_ERROR(SendAll(fd_, buffer.data(), bytes));
+      COHORT_RETURN_IF_ERROR(SendAll(socket_.fd(), buffer.data(), bytes));
     }
     char done = 0;
-    return ReceiveAll(fd_, &done, 1);
+    return ReceiveAll(socket_.fd(), &done, 1);
   }
 
  private:
-  int fd_ = -1;
+  Socket socket_;
 };
 
 // Everything that is measured with messages of one size.

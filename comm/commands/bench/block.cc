@@ -235,7 +235,8 @@ void Workload::Read() const {
 }
 
 Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, int iterations,
-                       std::uint64_t& k, Operation operation, std::chrono::milliseconds late) {
+                       std::uint64_t& k, const Options& options) {
+  const std::chrono::milliseconds late = options.late;
   Block block;
   const bool is_late =
       late.count() > 0 && subject.size() > 1 && subject.rank() == subject.size() - 1;
@@ -248,12 +249,14 @@ Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, i
     }
     const double cpu = CpuSeconds();
     const auto begin = Clock::now();
-    COHORT_RETURN_IF_ERROR(subject.Run(operation, workload.buffers()));
+    COHORT_RETURN_IF_ERROR(subject.Run(options.operation, workload.buffers()));
     if (late.count() > 0 && !is_late && i >= 0) {
       block.waited += std::chrono::duration<double>(Clock::now() - begin).count();
       block.cpu += CpuSeconds() - cpu;
     }
-    workload.Read();
+    if (options.read) {
+      workload.Read();
+    }
     const double seconds = std::chrono::duration<double>(Clock::now() - begin).count();
     if (i >= 0) {
       block.seconds.push_back(seconds);

@@ -61,7 +61,7 @@ class Workload {
 };
 
 struct Block {
-  std::vector<double> seconds;  // of each operation: until this rank has read the result
+  std::vector<double> seconds;  // of each operation, on this rank: see Options::read
   std::int64_t wrong = 0;       // elements, over all operations
   // Where a rank is late: seconds in the operations of one that waits, and of cores, by all of its
   // process's threads.
@@ -69,8 +69,8 @@ struct Block {
   double cpu = 0;
 };
 
-// `k` counts a subject's operations over its blocks, alike on all ranks. `late`: see Options.
+// `k` counts a subject's operations over its blocks, alike on all ranks.
 Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, int iterations,
-                       std::uint64_t& k, Operation operation, std::chrono::milliseconds late);
+                       std::uint64_t& k, const Options& options);
 
 }  // namespace cohort::bench

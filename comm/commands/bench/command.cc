@@ -110,8 +110,8 @@ struct Turns {
   Status Run(Subject& subject, Workload& workload, int iterations, std::uint64_t& k, Row& row,
              double& median) const {
     const std::unique_ptr<StartLine> start = MakeBarrierStartLine(subject);
-    COHORT_ASSIGN_OR_RETURN(Block block, RunBlock(subject, *start, workload, iterations, k,
-                                                  options.operation, options.late));
+    COHORT_ASSIGN_OR_RETURN(Block block,
+                            RunBlock(subject, *start, workload, iterations, k, options));
     median = Median(std::move(block.seconds));
     row.wrong += block.wrong;
     row.waited += block.waited;  // of rank 0, which prints: it is not the late one

@@ -43,6 +43,7 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
   std::string prefix;
   std::int64_t timeout = 60;
   bool no_pin = false;
+  bool no_read = false;
   app.add_option("--transport,--backend", options.transport,
                  "local (ranks are threads), shm, tcp, mpi (ranks are processes), hierarchical "
                  "(shared memory inside a host, TCP across; beside TCP alone)")
@@ -88,6 +89,9 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
       ->check(CLI::Range(1, 3600))
       ->capture_default_str();
   app.add_flag("--no-pin", no_pin, "leave ranks to the scheduler instead of one core each");
+  app.add_flag("--no-read", no_read,
+               "an operation lasts until it is done on every rank, instead of until each has read "
+               "its result: what it takes of a link, for instance");
   app.add_option("--rendezvous-host", options.rendezvous_host,
                  "tcp: use the interface that routes to this host, instead of loopback");
   app.add_option("--rails", options.rails, "tcp: connections between two ranks; several in turns")
@@ -137,6 +141,7 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
     return 2;
   }
   options.pin = !no_pin;
+  options.read = !no_read;
   std::istringstream words(prefix);
   for (std::string part; words >> part;) {
     options.exec_prefix.push_back(part);

@@ -32,7 +32,7 @@ Result<nlohmann::json> Obey(const nlohmann::json& order, Subject& subject, Start
   Require(workload.has_value(), "buffers are prepared before they are used");
   COHORT_ASSIGN_OR_RETURN(const Block block,
                           RunBlock(subject, start, *workload, order.at("iterations").get<int>(), k,
-                                   options.operation, options.late));
+                                   options));
   return nlohmann::json{{"seconds", block.seconds},
                         {"wrong", block.wrong},
                         {"waited", block.waited},

@@ -82,6 +82,7 @@ void Report::Print(const std::vector<SubjectSpec>& specs, const std::vector<Row>
                                    {"wrong", row.wrong},
                                    {"dtype", DTypeName(options_.dtype)},
                                    {"iterations", row.iterations},
+                                   {"read", options_.read},
                                    {"ratio", ratio}};
     if (options_.late.count() > 0) {
       line["late_ms"] = options_.late.count();

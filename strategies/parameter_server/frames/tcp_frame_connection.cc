@@ -76,6 +76,7 @@ class TcpConnection final : public FrameConnection {
   TcpConnection(Socket socket, const FrameHandler& handler, const Log& log)
       : socket_(std::move(socket)), handler_(handler), log_(log), peer_(PeerOf(socket_)) {
     KeepAlive(socket_);
+    SendUnpaced(socket_);
     thread_ = std::thread([this] { Serve(); });
   }
   ~TcpConnection() override {
