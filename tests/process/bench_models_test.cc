@@ -4,6 +4,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <nlohmann/json.hpp>
 #include <set>
@@ -81,9 +83,9 @@ std::vector<std::string> Arguments(const std::string& command, const Model& mode
   return arguments;
 }
 
-class BenchModels : public ::testing::TestWithParam<Model> {};
+class EachModel : public ::testing::TestWithParam<Model> {};
 
-TEST_P(BenchModels, Scaling) {
+TEST_P(EachModel, IsMeasured) {
   const Model& model = GetParam();
   const Outcome run = RunBench(Arguments("scaling", model, {}));
   ASSERT_EQ(run.code, 0) << run.err;
@@ -117,7 +119,7 @@ TEST_P(BenchModels, Scaling) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, BenchModels, ::testing::ValuesIn(Models()),
+INSTANTIATE_TEST_SUITE_P(BenchScaling, EachModel, ::testing::ValuesIn(Models()),
                          [](const auto& tested) { return tested.param.name; });
 
 // One job each for both contestants that communicate, with the same servers.
