@@ -56,7 +56,6 @@ class TcpTransport final : public Transport {
   TcpTransport(TcpGroup group, Socket wake, Socket watch);
 
   std::string_view backend() const override { return "tcp"; }
-  std::int64_t default_segment_bytes() const override { return 256 << 10; }
   void Attach(TransportListener* listener) override { listener_ = listener; }
 
   void Wake() override;
