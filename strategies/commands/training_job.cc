@@ -2,7 +2,9 @@
 
 #include <sys/prctl.h>
 
+#include <chrono>
 #include <csignal>
+#include <functional>
 #include <future>
 #include <map>
 #include <utility>
@@ -63,9 +65,12 @@ Status ServeOne(const TrainingOptions& options, const std::string& contestant) {
       const auto model,
       MakeTrainingModel({.name = options.model, .sizes = options.sizes}, parameters));
   parameters.Build();
+  StrategyOptions how;
+  how.communication.timeout = options.timeout;
+  how.communication.transport = options.transport;
   COHORT_ASSIGN_OR_RETURN(
       const auto strategy,
-      Join(options, contestant, {TaskType::kPs, options.server}, StrategyOptions()));
+      Join(options, contestant, {TaskType::kPs, options.server}, std::move(how)));
   const auto serve = [&]() -> Status {
     COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, model->MakeOptimizer()));
     COHORT_RETURN_IF_ERROR(strategy->Serve());

@@ -169,7 +169,7 @@ std::map<std::string, TrainingModelInfo> MakeTable() {
        {.what = "784-2048-2048-10", .batch = 64, .sizes = {{"hidden", 2048}}, .torch = "mlp2048"}},
       {"cnn", {.what = "conv32-conv64-dense128", .batch = 64, .torch = "cnn"}},
       {"resnet18", {.what = "on 28 x 28", .batch = 4}},
-      {"resnet34", {.what = "on 28 x 28", .batch = 4}},
+      {"resnet34", {.what = "on 28 x 28", .batch = 2}},
       {"resnet50", {.what = "on 28 x 28", .batch = 2}},
       {"resnet",
        {.what = "as the example resnet, but small",

@@ -163,7 +163,7 @@ class Rounds {
     for (std::size_t i = 0; i < contestants_.size(); ++i) {
       COHORT_RETURN_IF_ERROR(Turn(i, kTrial).status());  // first steps are slower
       COHORT_ASSIGN_OR_RETURN(const double milliseconds, Turn(i, kTrial));
-      steps.push_back(std::clamp(static_cast<int>(options_.seconds * 1e3 / milliseconds), 3, 5000));
+      steps.push_back(std::clamp(static_cast<int>(options_.seconds * 1e3 / milliseconds), 1, 5000));
     }
     for (int round = 0; round < options_.rounds; ++round) {
       for (std::size_t turn = 0; turn < contestants_.size(); ++turn) {

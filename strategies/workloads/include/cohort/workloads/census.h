@@ -12,6 +12,7 @@
 #include <string>
 
 #include <cohort/core/status.h>
+#include <cohort/data/batch.h>
 #include <cohort/data/dataset.h>
 #include <cohort/nn/layers.h>
 #include <cohort/optim/parameter_set.h>
