@@ -2,11 +2,13 @@
 
 #include <linux/errqueue.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
@@ -141,10 +143,17 @@ void StripedSocket::Close() {
   pending_.clear();
 }
 
-void StripedSocket::Reset() {
+// A connection that is dissolved, not closed, still tells what is released.
+void StripedSocket::Reset(Deadline until) {
+  sockaddr none = {};
+  none.sa_family = AF_UNSPEC;
   for (const Rail& rail : rails_) {
-    const linger at_once = {.l_onoff = 1, .l_linger = 0};
-    ::setsockopt(rail.socket.fd(), SOL_SOCKET, SO_LINGER, &at_once, sizeof(at_once));
+    ::connect(rail.socket.fd(), &none, sizeof(none));
+  }
+  HearReleases();
+  while (awaits_release() && std::chrono::steady_clock::now() < until) {
+    ::poll(nullptr, 0, 1);
+    HearReleases();
   }
   Close();
 }

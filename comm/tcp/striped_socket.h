@@ -9,7 +9,7 @@
 // has acknowledged them. Where the kernel says that it has copied them all the same (loopback,
 // interfaces between namespaces), the socket goes back to plain sends, which cost less then.
 //
-// Thread rules: one thread at a time. Nothing blocks.
+// Thread rules: one thread at a time. Nothing blocks but Reset.
 
 #pragma once
 
@@ -82,8 +82,8 @@ class StripedSocket {
   void ShutDown();
   void Close();
   // Closes so that nothing arrives any more of what has not: bytes of sends that are not released
-  // are the caller's again.
-  void Reset();
+  // are the caller's again. Waits for a network card that is sending some, at most until then.
+  void Reset(Deadline until);
 
  private:
   struct Rail {

@@ -196,6 +196,8 @@ bool TcpTransport::Abandon() {
 // that has not heard of the failure yet would take what these write there for data. The reset says
 // nothing to it that the abort on the control stream does not.
 void TcpTransport::Forget() {
+  constexpr auto kStillSent = std::chrono::milliseconds(100);
+  const Deadline patience = DeadlineAfter(kStillSent);
   forgotten_ = true;
   for (int s = 0; s < count(); ++s) {
     if (IsControl(s)) {
@@ -209,7 +211,7 @@ void TcpTransport::Forget() {
     if (p.socket.open() && p.socket.awaits_release()) {
       p.socket.HearReleases();
       if (p.socket.awaits_release()) {
-        p.socket.Reset();
+        p.socket.Reset(patience);
       }
     }
   }

@@ -207,7 +207,7 @@ TEST(StripedSocket, WhatWasNeverTakenIsReleasedByThePeersReset) {
   }
   lingering.Send(3);
   EXPECT_FALSE(here.HearReleases());
-  lingering.ends.there.Reset();
+  lingering.ends.there.Reset(DeadlineAfter(0s));
   EXPECT_TRUE(AwaitReleases(here));
   EXPECT_TRUE(here.released(3));
   EXPECT_FALSE(here.awaits_release());
@@ -221,7 +221,9 @@ TEST(StripedSocket, AResetTakesBackWhatLingers) {
     GTEST_SKIP() << "this kernel has no MSG_ZEROCOPY";
   }
   lingering.Send(2);
-  lingering.ends.here.Reset();
+  const Deadline patience = DeadlineAfter(20s);
+  lingering.ends.here.Reset(patience);
+  EXPECT_LT(std::chrono::steady_clock::now(), patience) << "the kernel reads them no more";
   std::size_t got = 0;
   std::vector<std::byte> bytes(1 << 20);
   StripedSocket& there = lingering.ends.there;
