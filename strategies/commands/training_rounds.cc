@@ -16,6 +16,7 @@
 #include <cohort/cluster/folder_store.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
+#include <cohort/data/memory.h>
 #include <cohort/strategies/synchronous.h>
 
 #include "core/commands/processes.h"
@@ -42,16 +43,11 @@ Result<std::unique_ptr<Communicator>> Connect(const TrainingOptions& options,
       {.timeout = options.timeout});
 }
 
-Result<std::vector<DistributedBatch>> DrawBatches(const data::Dataset& examples, int batch) {
-  COHORT_ASSIGN_OR_RETURN(const auto iterator, examples.Batch(batch, true).Iterate());
-  std::vector<DistributedBatch> batches;
-  for (;;) {
-    COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> one, iterator->Next());
-    if (!one.has_value()) {
-      return batches;
-    }
-    batches.emplace_back().replicas = {std::move(*one)};
-  }
+// All of them as they come, drawn or decoded.
+Result<data::Batch> ReadAll(const data::Dataset& examples) {
+  COHORT_ASSIGN_OR_RETURN(const auto iterator, examples.Batch(examples.size()).Iterate());
+  COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> all, iterator->Next());
+  return std::move(all).value();
 }
 
 // A contestant on one worker.
@@ -61,29 +57,43 @@ class Trainee {
                                                const TrainingOptions& options) {
     std::unique_ptr<Trainee> trainee(new Trainee());
     const bool together = contestant.communicates && options.workers > 1;
+    const std::int64_t global_batch =
+        std::int64_t{contestant.batch} * (together ? options.workers : 1);
+    // A data set is the same on all that share it; otherwise each reads its own.
+    const bool shares = together && options.info().tables;
     COHORT_ASSIGN_OR_RETURN(
-        trainee->model_,
-        MakeTrainingModel(
-            {.name = options.model,
-             .sizes = options.sizes,
-             .examples = std::int64_t{contestant.batch} * options.info().batches,
-             .global_batch = std::int64_t{contestant.batch} * (together ? options.workers : 1),
-             .rank = options.rank},
-            trainee->parameters_));
+        trainee->model_, MakeTrainingModel({.name = options.model,
+                                            .sizes = options.sizes,
+                                            .examples = (shares ? global_batch : contestant.batch) *
+                                                        options.info().batches,
+                                            .global_batch = global_batch,
+                                            .rank = shares ? 0 : options.rank},
+                                           trainee->parameters_));
     trainee->parameters_.Build();
     trainee->step_ = trainee->model_->Step();
-    COHORT_ASSIGN_OR_RETURN(trainee->batches_,
-                            DrawBatches(trainee->model_->examples(), contestant.batch));
     COHORT_ASSIGN_OR_RETURN(trainee->strategy_, MakeStrategy(contestant, options, together));
     trainee->in_job_ = together && options.servers() > 0;
     COHORT_RETURN_IF_ERROR(
         trainee->strategy_->Bind(trainee->parameters_, trainee->model_->MakeOptimizer()));
+    COHORT_ASSIGN_OR_RETURN(const data::Batch all, ReadAll(trainee->model_->examples()));
+    if (options.info().tables) {
+      COHORT_RETURN_IF_ERROR(trainee->Distribute(all, global_batch));
+    } else {
+      trainee->Cut(all, contestant.batch);
+    }
     return trainee;
   }
 
   Status Step() {
-    const DistributedBatch& batch = batches_[next_++ % batches_.size()];
-    return strategy_->Step(batch, step_).status();
+    if (dataset_ == nullptr) {
+      return strategy_->Step(batches_[next_++ % batches_.size()], step_).status();
+    }
+    COHORT_ASSIGN_OR_RETURN(std::optional<DistributedBatch> batch, dataset_->Next());
+    if (!batch.has_value()) {
+      COHORT_RETURN_IF_ERROR(dataset_->BeginEpoch(++epoch_));
+      COHORT_ASSIGN_OR_RETURN(batch, dataset_->Next());
+    }
+    return strategy_->Step(batch.value(), step_).status();
   }
   // Lets the servers of its tables end.
   Status Leave() { return in_job_ ? strategy_->Shutdown() : OkStatus(); }
@@ -94,6 +104,20 @@ class Trainee {
  private:
   Trainee() = default;
 
+  // Batches that are there, so that input costs nothing.
+  void Cut(const data::Batch& all, int batch) {
+    for (std::int64_t at = 0; at < all.size; at += batch) {
+      batches_.emplace_back().replicas = {all.Slice(at, at + batch)};
+    }
+  }
+  // Strategies ask servers for the rows of the batch that comes next, of a data set alone.
+  Status Distribute(const data::Batch& all, std::int64_t global_batch) {
+    constexpr std::int64_t kTimes = 1'000'000;  // an epoch does not end
+    COHORT_ASSIGN_OR_RETURN(const data::Dataset examples, data::FromTensors(all.features));
+    COHORT_ASSIGN_OR_RETURN(dataset_,
+                            strategy_->Distribute(examples.Repeat(kTimes).Batch(global_batch)));
+    return dataset_->BeginEpoch(0);
+  }
   static Result<std::unique_ptr<Strategy>> MakeStrategy(const Contestant& contestant,
                                                         const TrainingOptions& options,
                                                         bool together) {
@@ -123,6 +147,8 @@ class Trainee {
   std::vector<DistributedBatch> batches_;
   std::size_t next_ = 0;
   std::unique_ptr<Strategy> strategy_;
+  std::unique_ptr<DistributedDataset> dataset_;  // of models with tables
+  std::int64_t epoch_ = 0;
   bool in_job_ = false;
 };
 
