@@ -72,6 +72,9 @@ struct Ticket {
   std::uint64_t number = 0;
 };
 
+// Of a transport that has no reason for another.
+inline constexpr std::int64_t kSegmentBytes = 256 << 10;
+
 class Transport {
  public:
   explicit Transport(int ranks) : lanes_(static_cast<std::size_t>(ranks)) {}
@@ -81,7 +84,7 @@ class Transport {
 
   virtual std::string_view backend() const = 0;
   // Bytes of a segment, the unit of pipelining, when the options do not say.
-  virtual std::int64_t default_segment_bytes() const = 0;
+  virtual std::int64_t default_segment_bytes() const { return kSegmentBytes; }
 
   // Before anything else; the listener outlives the transport's use.
   virtual void Attach(TransportListener* listener) = 0;

@@ -17,6 +17,7 @@
 #include <cohort/data/clicks.h>
 #include <cohort/data/criteo.h>
 #include <cohort/nn/models.h>
+#include <cohort/workloads/clicks.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -24,7 +25,6 @@
 #include <string>
 #include <vector>
 
-#include "binary_step.h"
 #include "job.h"
 
 namespace {
@@ -33,6 +33,7 @@ using cohort::Result;
 using cohort::Status;
 using cohort::Tensor;
 namespace nn = cohort::nn;
+namespace workloads = cohort::workloads;
 
 struct Flags {
   // One thread to a replica: the other cores draw clicks.
@@ -45,9 +46,7 @@ struct Flags {
   std::int64_t ids = 10'000'000;
   double zipf = 1.05;
   int epochs = 1;
-  std::int64_t embedding = 16;
-  double learning_rate = 0.05;
-  double row_learning_rate = 1;
+  workloads::ClickOptions model;
   std::string wire = "float32";
   std::uint64_t wire_feedback = 0;
 };
@@ -77,13 +76,13 @@ void DeclareFlags(CLI::App& app, Flags& f) {
   app.add_option("--epochs", f.epochs, "passes over the clicks")
       ->check(CLI::NonNegativeNumber)
       ->capture_default_str();
-  app.add_option("--embedding", f.embedding, "floats of a category's vector")
+  app.add_option("--embedding", f.model.embedding, "floats of a category's vector")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  app.add_option("--learning-rate", f.learning_rate, "of the dense networks' Adagrad")
+  app.add_option("--learning-rate", f.model.learning_rate, "of the dense networks' Adagrad")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--row-learning-rate", f.row_learning_rate, "of the embeddings' Adagrad")
+  app.add_option("--row-learning-rate", f.model.row_learning_rate, "of the embeddings' Adagrad")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
   app.add_option("--wire", f.wire, "how rows travel between workers and servers")
@@ -152,15 +151,15 @@ Result<Clicks> ClicksOf(const Flags& f) {
 }
 
 nn::DlrmOptions ModelOptions(const Flags& f) {
-  return {.width = f.embedding,
-          .table = {.optimizer = cohort::Adagrad({.learning_rate = f.row_learning_rate})->config(),
-                    .initializer = {cohort::RowInitializer::Kind::kNormal, 0.05},
-                    .wire = f.wire == "int8"       ? cohort::TableSpec::Wire::kInt8
-                            : f.wire == "bfloat16" ? cohort::TableSpec::Wire::kBFloat16
-                            : f.wire == "float16"  ? cohort::TableSpec::Wire::kFloat16
-                                                   : cohort::TableSpec::Wire::kFloat32,
-                    .wire_feedback = f.wire_feedback},
-          .seed = f.job.seed};
+  workloads::ClickOptions of_clicks = f.model;
+  of_clicks.seed = f.job.seed;
+  nn::DlrmOptions options = workloads::DlrmOfClicks(of_clicks);
+  options.table.wire = f.wire == "int8"       ? cohort::TableSpec::Wire::kInt8
+                       : f.wire == "bfloat16" ? cohort::TableSpec::Wire::kBFloat16
+                       : f.wire == "float16"  ? cohort::TableSpec::Wire::kFloat16
+                                              : cohort::TableSpec::Wire::kFloat32;
+  options.table.wire_feedback = f.wire_feedback;
+  return options;
 }
 
 Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::ParameterSet& parameters,
@@ -187,16 +186,12 @@ Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::Paramete
 Status Train(const Flags& f, const nn::Dlrm& model, cohort::ParameterSet& parameters,
              cohort::Strategy& strategy) {
   COHORT_RETURN_IF_ERROR(
-      strategy.Bind(parameters, cohort::Adagrad({.learning_rate = f.learning_rate})));
+      strategy.Bind(parameters, cohort::Adagrad({.learning_rate = f.model.learning_rate})));
 
   cohort::TrainerOptions options = MakeTrainerOptions(f.job);
   options.epochs = f.epochs;
   options.metric_names = {"accuracy"};
-  BinaryStep step(
-      [&model](nn::Tape& tape, const cohort::data::Batch& batch) {
-        return model.Logits(tape, batch["integers"], batch["categories"]);
-      },
-      "label", PrecisionOf(f.job));
+  workloads::BinaryStep step = workloads::ClickStep(model, PrecisionOf(f.job));
   cohort::Trainer trainer(strategy, parameters, std::move(options));
   COHORT_ASSIGN_OR_RETURN(const Clicks clicks, ClicksOf(f));
   const auto training = clicks.training.Batch(f.job.global_batch).Prefetch(2);
@@ -207,7 +202,7 @@ Status Train(const Flags& f, const nn::Dlrm& model, cohort::ParameterSet& parame
   if (!strategy.is_chief()) {
     return {};
   }
-  COHORT_ASSIGN_OR_RETURN(const double auc, AucOf(predictions));
+  COHORT_ASSIGN_OR_RETURN(const double auc, workloads::AucOf(predictions));
   return Report(f, strategy, parameters, history, result, auc);
 }
 

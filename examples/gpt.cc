@@ -18,7 +18,7 @@
 #include <cohort/data/memory.h>
 #include <cohort/data/tokens.h>
 #include <cohort/nn/gpt.h>
-#include <cohort/nn/recorded_step.h>
+#include <cohort/workloads/language.h>
 
 #include <algorithm>
 #include <cmath>
@@ -37,6 +37,7 @@ using cohort::Result;
 using cohort::Status;
 using cohort::Tensor;
 namespace nn = cohort::nn;
+namespace workloads = cohort::workloads;
 
 struct Flags {
   JobFlags job{.global_batch = 32};
@@ -122,25 +123,12 @@ struct Tokens {
   double best = 0;  // nats per token that the test's cannot be predicted better than; 0: unknown
 };
 
-// Tokens by Zipf's law, so that there is something to learn.
-Tensor DrawTokens(std::int64_t count, std::int64_t vocabulary, std::uint64_t seed) {
-  const cohort::Philox random(seed, "tokens");
-  Tensor tokens(cohort::DType::kInt32, {count});
-  std::uint64_t i = 0;
-  for (std::int32_t& token : tokens.data<std::int32_t>()) {
-    const double rank = std::pow(static_cast<double>(vocabulary), random.Uniform(i++));
-    token = static_cast<std::int32_t>(
-        std::min<std::int64_t>(static_cast<std::int64_t>(rank) - 1, vocabulary - 1));
-  }
-  return tokens;
-}
-
 Result<Tokens> LoadTokens(const Flags& f) {
   constexpr std::int64_t kTestShare = 10;
   if (f.synthetic) {
     const std::int64_t count = 64 * (f.length + 1);
-    return Tokens{.train = DrawTokens(kTestShare * count, f.vocabulary, f.job.seed),
-                  .test = DrawTokens(count, f.vocabulary, f.job.seed + 1),
+    return Tokens{.train = workloads::DrawTokens(kTestShare * count, f.vocabulary, f.job.seed),
+                  .test = workloads::DrawTokens(count, f.vocabulary, f.job.seed + 1),
                   .vocabulary = f.vocabulary,
                   .bytes = {},
                   .prompt = {}};
@@ -191,46 +179,7 @@ Result<cohort::data::Dataset> TrainingWindows(const Flags& f, const Tokens& toke
       .Prefetch(2);
 }
 
-// ---- Model --------------------------------------------------------------------------------------
-
-// Forward, loss, backward, on whatever part of a batch the replica is given. The same function
-// trains and evaluates. On a GPU a training step is a graph that is replayed (without dropout,
-// which is other numbers in every step).
-cohort::StepFn MakeStep(const nn::Gpt& model, nn::Workspaces& workspaces,
-                        nn::RecordedSteps& recorded, const Flags& f, bool training) {
-  return [&model, &workspaces, &recorded, training, seed = f.job.seed,
-          global_batch = f.job.global_batch, precision = PrecisionOf(f.job)](
-             cohort::ReplicaContext& context,
-             const cohort::data::Batch& batch) -> Result<cohort::ReplicaResult> {
-    const nn::TapeOptions options{.training = training,
-                                  .seed = seed,
-                                  .step = context.step,
-                                  .first_example = cohort::data::PartBegin(
-                                      global_batch, context.num_replicas, context.replica),
-                                  .intra_op_threads = context.intra_op_threads,
-                                  .precision = precision};
-    const std::vector<Tensor> inputs = {batch["tokens"], batch["next"]};
-    const auto forward = [&model](nn::Tape& tape, std::span<const Tensor> in) {
-      return std::vector{model.Loss(tape, in[0], in[1])};
-    };
-    Tensor loss;
-    if (training) {
-      COHORT_ASSIGN_OR_RETURN(
-          const std::vector<Tensor> out,
-          recorded.For(context.local_replica, context.device, context.parameters)
-              .Run(context.stream, context.gradients, options, inputs, forward));
-      loss = out.front();
-    } else {
-      nn::Tape tape(context.parameters, context.stream,
-                    workspaces.For(context.local_replica, context.device), options);
-      loss = tape.Fetch(forward(tape, inputs).front());
-      COHORT_RETURN_IF_ERROR(tape.Finish());
-    }
-    const auto examples = static_cast<double>(batch.size);
-    return cohort::ReplicaResult{
-        .loss_sum = loss.data<float>()[0] * examples, .weight = examples, .metric_sums = {}};
-  };
-}
+// ---- Writing ------------------------------------------------------------------------------------
 
 // The token whose share of exp(score / temperature) holds `at` of their sum.
 std::int32_t Draw(std::span<const float> scores, double temperature, double at) {
@@ -355,12 +304,10 @@ Status Train(const Flags& f, const Tokens& tokens, cohort::Strategy& strategy) {
   parameters.Build();
   const std::int64_t steps = std::max<std::int64_t>(1, f.epochs * f.steps_per_epoch - f.warm_up);
   COHORT_RETURN_IF_ERROR(strategy.Bind(
-      parameters, cohort::AdamW({.learning_rate = cohort::Schedule::Cosine(f.learning_rate, steps,
-                                                                           0.1 * f.learning_rate)
-                                                      .WithWarmUp(f.warm_up),
-                                 .beta2 = 0.95,
-                                 .weight_decay = f.weight_decay,
-                                 .global_clip_norm = f.clip_norm})));
+      parameters, cohort::AdamW(workloads::GptAdamW(
+                      cohort::Schedule::Cosine(f.learning_rate, steps, 0.1 * f.learning_rate)
+                          .WithWarmUp(f.warm_up),
+                      f.weight_decay, f.clip_norm))));
 
   COHORT_ASSIGN_OR_RETURN(const cohort::data::Dataset training, TrainingWindows(f, tokens));
   COHORT_ASSIGN_OR_RETURN(const cohort::data::Dataset test,
@@ -369,32 +316,28 @@ Status Train(const Flags& f, const Tokens& tokens, cohort::Strategy& strategy) {
   const auto look = test.Take(kLook).Batch(f.job.global_batch);
   cohort::TrainerOptions options = MakeTrainerOptions(f.job);
   options.epochs = f.epochs;
-  nn::Workspaces workspaces;
-  nn::RecordedSteps recorded(workspaces);
+  workloads::GptStep step(
+      model,
+      {.seed = f.job.seed, .global_batch = f.job.global_batch, .precision = PrecisionOf(f.job)});
   cohort::Trainer trainer(strategy, parameters, std::move(options));
-  const cohort::StepFn evaluate = MakeStep(model, workspaces, recorded, f, false);
-  COHORT_ASSIGN_OR_RETURN(
-      const cohort::History history,
-      trainer.Fit(training, MakeStep(model, workspaces, recorded, f, true), &look, evaluate));
+  const cohort::StepFn evaluate = step.Of(false);
+  COHORT_ASSIGN_OR_RETURN(const cohort::History history,
+                          trainer.Fit(training, step.Of(true), &look, evaluate));
   COHORT_ASSIGN_OR_RETURN(const cohort::EpochResult result,
                           trainer.Evaluate(test.Batch(f.job.global_batch), evaluate));
   if (f.generate > 0) {
-    COHORT_RETURN_IF_ERROR(Write(f, tokens, model, workspaces, trainer, strategy));
+    COHORT_RETURN_IF_ERROR(Write(f, tokens, model, step.workspaces(), trainer, strategy));
   }
   return strategy.is_chief() ? Report(f, strategy, parameters, history, tokens, result) : Status();
 }
 
 // The sizes that were not given.
 Status FillIn(Flags& f) {
-  const auto fill = [](std::int64_t& value, std::int64_t otherwise) {
-    value = value == 0 ? otherwise : value;
-  };
-  const bool tiny = f.size == "tiny";
-  const bool small = f.size == "small";
-  fill(f.layers, tiny ? 4 : small ? 6 : 12);
-  fill(f.heads, tiny ? 4 : small ? 6 : 12);
-  fill(f.width, tiny ? 128 : small ? 384 : 768);
-  fill(f.length, tiny ? 128 : small ? 256 : 1024);
+  COHORT_ASSIGN_OR_RETURN(const nn::GptOptions size, workloads::GptSize(f.size));
+  f.layers = f.layers == 0 ? size.layers : f.layers;
+  f.heads = f.heads == 0 ? size.heads : f.heads;
+  f.width = f.width == 0 ? size.width : f.width;
+  f.length = f.length == 0 ? size.length : f.length;
   if (f.width % f.heads != 0) {
     return cohort::InvalidArgument("--heads " + std::to_string(f.heads) +
                                    " does not divide --width " + std::to_string(f.width));

@@ -14,6 +14,7 @@
 #include <cohort/data/digits.h>
 #include <cohort/data/idx.h>
 #include <cohort/nn/models.h>
+#include <cohort/workloads/image_step.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -21,7 +22,6 @@
 #include <string>
 #include <utility>
 
-#include "image_step.h"
 #include "job.h"
 
 namespace {
@@ -104,7 +104,7 @@ Status Train(const Flags& f, cohort::Strategy& strategy) {
   cohort::TrainerOptions options = MakeTrainerOptions(f.job);
   options.epochs = f.epochs;
   options.metric_names = {"accuracy"};
-  ImageStep step(*model, PrecisionOf(f.job));
+  cohort::workloads::ImageStep step(*model, PrecisionOf(f.job));
   cohort::Trainer trainer(strategy, parameters, std::move(options));
   const auto training = images.train.Shuffle(f.job.seed).Batch(f.job.global_batch).Prefetch(2);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history, trainer.Fit(training, step.Of(true)));

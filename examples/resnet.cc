@@ -14,10 +14,10 @@
 // SGD with momentum and weight decay; the learning rate rises over the first epochs and falls along
 // a cosine (He et al., 2015; Goyal et al., "Accurate, large minibatch SGD", 2017).
 
-#include <cohort/core/random.h>
 #include <cohort/data/image_folder.h>
-#include <cohort/data/memory.h>
 #include <cohort/nn/resnet.h>
+#include <cohort/workloads/drawn_images.h>
+#include <cohort/workloads/image_step.h>
 
 #include <algorithm>
 #include <cstdio>
@@ -25,16 +25,15 @@
 #include <utility>
 #include <vector>
 
-#include "image_step.h"
 #include "job.h"
 
 namespace {
 
 using cohort::Result;
 using cohort::Status;
-using cohort::Tensor;
 namespace data = cohort::data;
 namespace nn = cohort::nn;
+namespace workloads = cohort::workloads;
 
 struct Flags {
   JobFlags job;
@@ -130,37 +129,14 @@ Result<Images> LoadFolder(const Flags& f) {
   return Images{std::move(train.dataset), std::move(val.dataset), std::ssize(train.classes)};
 }
 
-// Each class is a pattern of 4 x 4 colours, of which an image is a blurred and noisy copy.
-Result<data::Dataset> DrawImages(const Flags& f, std::int64_t count, std::uint64_t part) {
-  const cohort::Philox random(f.job.seed, "images");
-  const auto size = static_cast<std::size_t>(f.image_size);
-  const std::size_t elements = size * size * 3;
-  Tensor images(cohort::DType::kFloat32, {count, f.image_size, f.image_size, 3});
-  Tensor labels(cohort::DType::kInt64, {count});
-  for (std::int64_t i = 0; i < count; ++i) {
-    const auto place = static_cast<std::size_t>(i);
-    const std::int64_t label = i % f.classes;
-    labels.data<std::int64_t>()[place] = label;
-    Tensor pattern(cohort::DType::kFloat32, {4, 4, 3});
-    for (std::size_t e = 0; e < 48; ++e) {
-      pattern.data<float>()[e] = random.Uniform(e, static_cast<std::uint64_t>(label));
-    }
-    COHORT_ASSIGN_OR_RETURN(const Tensor blurred,
-                            data::Resize(pattern, f.image_size, f.image_size));
-    const cohort::Philox noise(f.job.seed + 1 + part, "noise");
-    const auto out = images.data<float>().subspan(place * elements, elements);
-    for (std::size_t e = 0; e < elements; ++e) {
-      out[e] = 0.7F * blurred.data<float>()[e] + 0.3F * noise.Uniform(e, place);
-    }
-  }
-  return data::FromTensors({{"image", images}, {"label", labels}});
-}
-
 Result<Images> Draw(const Flags& f) {
   constexpr std::int64_t kHeld = 512;  // images in memory, for each of both
   const std::int64_t held = std::min(f.examples, kHeld);
-  COHORT_ASSIGN_OR_RETURN(const data::Dataset train, DrawImages(f, held, 0));
-  COHORT_ASSIGN_OR_RETURN(data::Dataset val, DrawImages(f, held, 1));
+  workloads::DrawnImages drawn = {
+      .count = held, .size = f.image_size, .classes = f.classes, .seed = f.job.seed};
+  COHORT_ASSIGN_OR_RETURN(const data::Dataset train, workloads::DrawImages(drawn));
+  drawn.part = 1;
+  COHORT_ASSIGN_OR_RETURN(data::Dataset val, workloads::DrawImages(drawn));
   const std::int64_t times = (f.examples + held - 1) / held;
   return Images{times > 1 ? train.Repeat(times).Take(f.examples) : train, std::move(val),
                 f.classes};
@@ -202,17 +178,16 @@ Status Report(const Flags& f, cohort::Strategy& strategy, const cohort::Paramete
 
 cohort::SgdOptions MakeSgd(const Flags& f, std::int64_t batches) {
   const std::int64_t examples = f.job.global_batch * f.job.batches_per_step;
-  const double rate = f.learning_rate * static_cast<double>(examples) / 256;
+  const double rate = workloads::ResNetRate(f.learning_rate, examples);
   const auto steps_per_epoch =
       static_cast<double>(batches) / static_cast<double>(f.job.batches_per_step);
   const double warm_up_epochs =
       f.warm_up_epochs >= 0 ? f.warm_up_epochs : std::min(5.0, 0.2 * f.epochs);
   const auto warm_up = static_cast<std::int64_t>(warm_up_epochs * steps_per_epoch);
   const auto all = static_cast<std::int64_t>(f.epochs * steps_per_epoch);
-  return {.learning_rate = cohort::Schedule::Cosine(rate, std::max<std::int64_t>(1, all - warm_up))
-                               .WithWarmUp(warm_up),
-          .momentum = 0.9,
-          .l2 = f.weight_decay};
+  return workloads::ResNetSgd(
+      cohort::Schedule::Cosine(rate, std::max<std::int64_t>(1, all - warm_up)).WithWarmUp(warm_up),
+      f.weight_decay);
 }
 
 Status Train(const Flags& f, const Images& images, cohort::Strategy& strategy) {
@@ -238,8 +213,8 @@ Status Train(const Flags& f, const Images& images, cohort::Strategy& strategy) {
   if (images.classes > kTop) {
     options.metric_names.emplace_back("top5_accuracy");
   }
-  ImageStep step(model, PrecisionOf(f.job),
-                 images.classes > kTop ? std::vector{1, kTop} : std::vector{1});
+  workloads::ImageStep step(model, PrecisionOf(f.job),
+                            images.classes > kTop ? std::vector{1, kTop} : std::vector{1});
   cohort::Trainer trainer(strategy, parameters, std::move(options));
   const cohort::StepFn evaluate = step.Of(false);
   COHORT_ASSIGN_OR_RETURN(const cohort::History history,

@@ -16,9 +16,7 @@
 namespace cohort {
 namespace {
 
-constexpr std::size_t kSegmentBytes = 64 << 10;      // of all ranks together they stay in cache
 constexpr std::size_t kLeastSegmentBytes = 4 << 10;  // fewer than Board::kLeft of any buffer
-constexpr std::size_t kStagedBytes = 128 << 10;      // of a segment that waits for others twice
 constexpr int kSpins = 400;                          // looks before the transport's own waiting
 
 // Where a rank's buffer is here; what of it others may write to.
@@ -56,7 +54,7 @@ class Shared {
         board_(*exchange.transport().board()),
         number_(exchange.record().sequence),
         most_bytes_(std::max(exchange.SegmentBytes(element_bytes), kLeastSegmentBytes)),
-        segment_bytes_(std::min(most_bytes_, kSegmentBytes)) {}
+        segment_bytes_(std::min(most_bytes_, kSharedSegmentBytes)) {}
 
   int rank() const { return exchange_.rank(); }
   int size() const { return exchange_.size(); }
@@ -228,7 +226,7 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
     return CombineShown(exchange, data, reduction, BoardSlot::kNote);
   }
   constexpr std::size_t kSlots = 3;
-  shared.PassSegmentsOf(kStagedBytes);
+  shared.PassSegmentsOf(kStagedSegmentBytes);
   Board& board = *exchange.transport().board();
   const std::size_t moved =
       2 * (data.size() -
@@ -237,11 +235,11 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
   const int n = exchange.size();
   const int rank = exchange.rank();
   const auto at = [](int i) { return static_cast<std::size_t>(i); };
-  const std::size_t stage_bytes = kSlots * at(n + 1) * kStagedBytes;
+  const std::size_t stage_bytes = kSlots * at(n + 1) * kStagedSegmentBytes;
   COHORT_ASSIGN_OR_RETURN(const MutableBytes stage, board.Staging(stage_bytes));
   // The share for rank p, or, with p = n, the result.
   const auto place = [&](std::size_t round, int p) {
-    return (round % kSlots * at(n + 1) + at(p)) * kStagedBytes;
+    return (round % kSlots * at(n + 1) + at(p)) * kStagedSegmentBytes;
   };
   const auto segment = [&](int p, std::size_t round) {
     return SegmentOf(shared, Chunk(data, p, n, reduction.element_bytes()), round);

@@ -12,12 +12,18 @@
 
 #include <cohort/core/status.h>
 
+#include <cstddef>
 #include <vector>
 
 #include "exchange.h"
 #include "reduction.h"
 
 namespace cohort {
+
+// Segments, where the transport's are no smaller: in place, of all ranks together they stay in
+// cache; through staging memory each waits for others twice.
+inline constexpr std::size_t kSharedSegmentBytes = 64 << 10;
+inline constexpr std::size_t kStagedSegmentBytes = 128 << 10;
 
 // Whether ranks reach each other's memory, where they lend it.
 bool HasShared(Transport& transport);

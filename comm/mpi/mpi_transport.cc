@@ -27,7 +27,6 @@ struct Header {
 };
 static_assert(sizeof(Header) == 16);
 
-constexpr std::int64_t kSegmentBytes = 256 << 10;
 constexpr std::size_t kInsideBytes = Transport::kMaxControlBytes;
 constexpr std::size_t kMaxFrame = sizeof(Header) + kInsideBytes;
 constexpr std::size_t kBodiesUnderWay = 4;  // from one peer
@@ -92,7 +91,6 @@ class MpiTransport final : public Transport {
   ~MpiTransport() override;
 
   std::string_view backend() const override { return "mpi"; }
-  std::int64_t default_segment_bytes() const override { return kSegmentBytes; }
   void Attach(TransportListener* listener) override { listener_ = listener; }
   std::unique_ptr<NativeCollectives> Native() override {
     return native_ ? MakeMpiCollectives(runtime_, comm_) : nullptr;

@@ -40,7 +40,6 @@ class SharedTransport : public Transport {
  public:
   explicit SharedTransport(SharedParts parts);
 
-  std::int64_t default_segment_bytes() const override { return 256 << 10; }
   void Attach(TransportListener* listener) override { listener_ = listener; }
   Ticket Send(int peer, Bytes data) override;
   Ticket Receive(int peer, MutableBytes data, const CombineWith& combine) override;

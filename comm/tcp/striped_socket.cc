@@ -2,18 +2,48 @@
 
 #include <linux/errqueue.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <utility>
 
 namespace cohort {
 
-StripedSocket::StripedSocket(std::vector<Socket> rails, std::size_t stripe_bytes, bool zero_copy)
-    : stripe_bytes_(stripe_bytes) {
+std::optional<SendRelease> ReadSendRelease(int fd) {
+  for (;;) {
+    std::array<char, 128> control;
+    msghdr message = {};
+    message.msg_control = control.data();
+    message.msg_controllen = control.size();
+    if (::recvmsg(fd, &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) {
+      return std::nullopt;
+    }
+    for (const cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr;
+         c = CMSG_NXTHDR(&message, const_cast<cmsghdr*>(c))) {
+      const bool errors = (c->cmsg_level == SOL_IP && c->cmsg_type == IP_RECVERR) ||
+                          (c->cmsg_level == SOL_IPV6 && c->cmsg_type == IPV6_RECVERR);
+      sock_extended_err error;
+      if (!errors || c->cmsg_len < CMSG_LEN(sizeof(error))) {
+        continue;
+      }
+      std::memcpy(&error, CMSG_DATA(c), sizeof(error));
+      if (error.ee_errno == 0 && error.ee_origin == SO_EE_ORIGIN_ZEROCOPY) {
+        return SendRelease{.first = error.ee_info,
+                           .last = error.ee_data,
+                           .copied = (error.ee_code & SO_EE_CODE_ZEROCOPY_COPIED) != 0};
+      }
+    }
+  }
+}
+
+StripedSocket::StripedSocket(std::vector<Socket> rails, std::size_t stripe_bytes, bool zero_copy,
+                             SendReleases releases)
+    : stripe_bytes_(stripe_bytes), releases_(std::move(releases)) {
   for (Socket& socket : rails) {
     Rail& rail = rails_.emplace_back();
     rail.socket = std::move(socket);
@@ -77,31 +107,11 @@ ssize_t StripedSocket::Receive(void* to, std::size_t bytes) {
 bool StripedSocket::HearReleases() {
   const std::uint64_t before = released_;
   for (int r = 0; r < rails() && !pending_.empty(); ++r) {
-    for (;;) {
-      std::array<char, 128> control;
-      msghdr message = {};
-      message.msg_control = control.data();
-      message.msg_controllen = control.size();
-      if (::recvmsg(fd(r), &message, MSG_ERRQUEUE | MSG_DONTWAIT) < 0) {
-        break;
+    while (const std::optional<SendRelease> release = releases_(fd(r))) {
+      if (release->copied) {
+        rails_[static_cast<std::size_t>(r)].zero_copy = false;
       }
-      for (const cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr;
-           c = CMSG_NXTHDR(&message, const_cast<cmsghdr*>(c))) {
-        const bool errors = (c->cmsg_level == SOL_IP && c->cmsg_type == IP_RECVERR) ||
-                            (c->cmsg_level == SOL_IPV6 && c->cmsg_type == IPV6_RECVERR);
-        sock_extended_err error;
-        if (!errors || c->cmsg_len < CMSG_LEN(sizeof(error))) {
-          continue;
-        }
-        std::memcpy(&error, CMSG_DATA(c), sizeof(error));
-        if (error.ee_errno != 0 || error.ee_origin != SO_EE_ORIGIN_ZEROCOPY) {
-          continue;
-        }
-        if ((error.ee_code & SO_EE_CODE_ZEROCOPY_COPIED) != 0) {
-          rails_[static_cast<std::size_t>(r)].zero_copy = false;
-        }
-        Release(r, error.ee_info, error.ee_data);
-      }
+      Release(r, release->first, release->last);
     }
   }
   while (!pending_.empty() && pending_.front().released) {
@@ -131,6 +141,21 @@ void StripedSocket::Close() {
     rail.socket.Close();
   }
   pending_.clear();
+}
+
+// A connection that is dissolved, not closed, still tells what is released.
+void StripedSocket::Reset(Deadline until) {
+  sockaddr none = {};
+  none.sa_family = AF_UNSPEC;
+  for (const Rail& rail : rails_) {
+    ::connect(rail.socket.fd(), &none, sizeof(none));
+  }
+  HearReleases();
+  while (awaits_release() && std::chrono::steady_clock::now() < until) {
+    ::poll(nullptr, 0, 1);
+    HearReleases();
+  }
+  Close();
 }
 
 }  // namespace cohort

@@ -9,7 +9,7 @@
 // has acknowledged them. Where the kernel says that it has copied them all the same (loopback,
 // interfaces between namespaces), the socket goes back to plain sends, which cost less then.
 //
-// Thread rules: one thread at a time. Nothing blocks.
+// Thread rules: one thread at a time. Nothing blocks but Reset.
 
 #pragma once
 
@@ -19,12 +19,25 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <functional>
+#include <optional>
 #include <span>
 #include <vector>
 
 #include "tcp/socket.h"
 
 namespace cohort {
+
+// The kernel's word that it reads the bytes of sends [first, last] of a connection no more. It
+// numbers those without a copy from 0; numbers wrap.
+struct SendRelease {
+  std::uint32_t first = 0;
+  std::uint32_t last = 0;
+  bool copied = false;  // all the same
+};
+// The next one of the connection; nullopt: no more have come.
+std::optional<SendRelease> ReadSendRelease(int fd);
+using SendReleases = std::function<std::optional<SendRelease>(int fd)>;
 
 class StripedSocket {
  public:
@@ -33,8 +46,10 @@ class StripedSocket {
   static constexpr std::size_t kZeroCopyBytes = std::size_t{64} << 10;
 
   StripedSocket() = default;
-  // Rails in order; at least one. `zero_copy`: where the kernel has it.
-  StripedSocket(std::vector<Socket> rails, std::size_t stripe_bytes, bool zero_copy);
+  // Rails in order; at least one. `zero_copy`: where the kernel has it. `releases`: a test seam,
+  // instead of the kernel's.
+  StripedSocket(std::vector<Socket> rails, std::size_t stripe_bytes, bool zero_copy,
+                SendReleases releases = ReadSendRelease);
 
   bool open() const { return !rails_.empty() && rails_.front().socket.open(); }
   int rails() const { return static_cast<int>(rails_.size()); }
@@ -66,6 +81,9 @@ class StripedSocket {
   // Nothing more will be sent; what is on its way arrives.
   void ShutDown();
   void Close();
+  // Closes so that nothing arrives any more of what has not: bytes of sends that are not released
+  // are the caller's again. Waits for a network card that is sending some, at most until then.
+  void Reset(Deadline until);
 
  private:
   struct Rail {
@@ -93,6 +111,7 @@ class StripedSocket {
   std::uint64_t next_mark_ = 1;
   std::uint64_t released_ = 0;
   std::deque<Pending> pending_;  // the first has the mark released_ + 1
+  SendReleases releases_;
 };
 
 }  // namespace cohort

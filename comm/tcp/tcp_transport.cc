@@ -41,8 +41,8 @@ TcpTransport::TcpTransport(TcpGroup group, Socket wake, Socket watch)
         }
       }
     }
-    stream(s).socket =
-        StripedSocket(std::move(rails), group_.stripe_bytes, group_.zero_copy && !IsControl(s));
+    stream(s).socket = StripedSocket(std::move(rails), group_.stripe_bytes,
+                                     group_.zero_copy && !IsControl(s), group_.releases);
   }
   AddToWatch(wake_);
 }
@@ -195,14 +195,27 @@ bool TcpTransport::Abandon() {
   return true;
 }
 
+// What the network still fetches from buffers that are the callers' again must not arrive: a peer
+// that has not heard of the failure yet would take what these write there for data. The reset says
+// nothing to it that the abort on the control stream does not.
 void TcpTransport::Forget() {
+  constexpr auto kStillSent = std::chrono::milliseconds(100);
+  const Deadline patience = DeadlineAfter(kStillSent);
   forgotten_ = true;
   for (int s = 0; s < count(); ++s) {
-    if (!IsControl(s)) {
-      stream(s).posted.clear();
-      stream(s).kept.Clear();
-      stream(s).out.clear();  // the stream ends in the middle of a frame: nobody reads it further
-      stream(s).lingering.clear();
+    if (IsControl(s)) {
+      continue;
+    }
+    Stream& p = stream(s);
+    p.posted.clear();
+    p.kept.Clear();
+    p.out.clear();  // the stream ends in the middle of a frame: nobody reads it further
+    p.lingering.clear();
+    if (p.socket.open() && p.socket.awaits_release()) {
+      p.socket.HearReleases();
+      if (p.socket.awaits_release()) {
+        p.socket.Reset(patience);
+      }
     }
   }
 }
@@ -258,6 +271,7 @@ Result<std::unique_ptr<Transport>> TcpTransport::Join(const std::string& id,
   group.channels = group_.channels;
   group.stripe_bytes = group_.stripe_bytes;
   group.zero_copy = group_.zero_copy;
+  group.releases = group_.releases;
   group.peer_name = [members, name = group_.peer_name](int r) {
     return name(members[static_cast<std::size_t>(r)]);
   };

@@ -41,7 +41,8 @@ struct TcpGroup {
   int channels = 2;             // of a pair
   std::size_t stripe_bytes = 0;
   bool zero_copy = false;
-  std::string name;  // of the group; groups within it take names below
+  SendReleases releases = ReadSendRelease;  // test seam
+  std::string name;                         // of the group; groups within it take names below
   std::uint64_t generation = 1;
   std::string bind_address;  // where a Split listens, port 0
   std::string rendezvous_host;
@@ -56,7 +57,6 @@ class TcpTransport final : public Transport {
   TcpTransport(TcpGroup group, Socket wake, Socket watch);
 
   std::string_view backend() const override { return "tcp"; }
-  std::int64_t default_segment_bytes() const override { return 256 << 10; }
   void Attach(TransportListener* listener) override { listener_ = listener; }
 
   void Wake() override;

@@ -21,6 +21,7 @@ void Print(const TrainingOptions& options, std::int64_t bucket, const TrainingTi
                                          {"transport", options.transport},
                                          {"workers", options.workers},
                                          {"batch", options.batch},
+                                         {"sizes", options.sizes},
                                          {"gradient_bytes", times.gradient_bytes},
                                          {"bucket_bytes", bucket},
                                          {"ms_per_step_overlapped", overlapped},
@@ -61,7 +62,7 @@ int BenchOverlapCommand(int argc, char** argv) {
       ->transform(CLI::AsSizeValue(false))
       ->capture_default_str();
   return ParseAndRun(app, argc, argv, [&]() -> Status {
-    CompleteTrainingOptions(options);
+    COHORT_RETURN_IF_ERROR(CompleteTrainingOptions(options));
     if (options.folder.empty()) {
       return RunTrainingWorkers(options, "overlap", {argv + 1, argv + argc});
     }
@@ -81,7 +82,7 @@ int BenchOverlapCommand(int argc, char** argv) {
          .bucket_bytes = kAll},
         {.name = "without communication", .batch = options.batch, .communicates = false}};
     COHORT_ASSIGN_OR_RETURN(const TrainingTimes times, RunTrainingRounds(options, contestants));
-    if (options.rank == 0) {
+    if (options.rank == 0 && options.server < 0) {
       Print(options, bucket, times);
     }
     return {};

@@ -28,6 +28,7 @@ void Print(const TrainingOptions& options, const TrainingTimes& times) {
       {"transport", options.transport},
       {"workers", w},
       {"batch", options.batch},
+      {"sizes", options.sizes},
       {"gradient_bytes", times.gradient_bytes},
       {"ms_per_step", together},
       {"ms_per_step_without_communication", silent},
@@ -100,7 +101,7 @@ int BenchScalingCommand(int argc, char** argv) {
       argv[0]);
   DeclareTrainingOptions(app, options);
   return ParseAndRun(app, argc, argv, [&]() -> Status {
-    CompleteTrainingOptions(options);
+    COHORT_RETURN_IF_ERROR(CompleteTrainingOptions(options));
     if (options.folder.empty()) {
       return RunTrainingWorkers(options, "scaling", {argv + 1, argv + argc});
     }
@@ -125,7 +126,7 @@ int BenchScalingCommand(int argc, char** argv) {
                              .torch = true});
     }
     COHORT_ASSIGN_OR_RETURN(const TrainingTimes times, RunTrainingRounds(options, contestants));
-    if (options.rank == 0) {
+    if (options.rank == 0 && options.server < 0) {
       Print(options, times);
     }
     return {};

@@ -9,63 +9,26 @@
 #include <csignal>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <sstream>
+#include <utility>
 
 #include <cohort/cluster/folder_store.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
-#include <cohort/core/random.h>
-#include <cohort/nn/layers.h>
-#include <cohort/nn/losses.h>
-#include <cohort/nn/models.h>
-#include <cohort/optim/optimizers.h>
+#include <cohort/data/memory.h>
 #include <cohort/strategies/synchronous.h>
 
 #include "core/commands/processes.h"
 #include "core/commands/scratch_folder.h"
 #include "nn/commands/torch_peer.h"
+#include "training_job.h"
+#include "training_models.h"
 
 namespace cohort {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-// 23 MB of parameters, nearly all in two matrices: more to send than to compute.
-class WideMlp final : public nn::ImageModel {
- public:
-  explicit WideMlp(ParameterSet& p)
-      : hidden1_(p, "hidden1", 784, 2048, {.activation = Activation::kRelu, .seed = 1}),
-        hidden2_(p, "hidden2", 2048, 2048, {.activation = Activation::kRelu, .seed = 1}),
-        logits_(p, "logits", 2048, 10, {.seed = 1}) {}
-  nn::Variable Logits(const nn::Variable& images) const override {
-    return logits_(hidden2_(hidden1_(nn::Flatten(images))));
-  }
-
- private:
-  nn::Dense hidden1_, hidden2_, logits_;
-};
-
-Result<std::unique_ptr<nn::ImageModel>> MakeModel(const std::string& name,
-                                                  ParameterSet& parameters) {
-  if (name == "mlp2048") {
-    return std::make_unique<WideMlp>(parameters);
-  }
-  return nn::MakeImageModel(name, parameters, {.seed = 1});
-}
-
-data::Batch RandomBatch(int size, int rank) {
-  Tensor images(DType::kFloat32, {size, 28, 28, 1});
-  Tensor labels(DType::kInt64, {size});
-  const Philox philox(static_cast<std::uint64_t>(rank) + 1, "images");
-  std::uint64_t i = 0;
-  for (float& pixel : images.data<float>()) {
-    pixel = philox.Uniform(i++);
-  }
-  for (std::int64_t& label : labels.data<std::int64_t>()) {
-    label = static_cast<std::int64_t>(philox.Below(10, i++));
-  }
-  return {.size = size, .features = {{"image", images}, {"label", labels}}};
-}
 
 Result<std::unique_ptr<Communicator>> Connect(const TrainingOptions& options,
                                               const std::string& name) {
@@ -80,51 +43,60 @@ Result<std::unique_ptr<Communicator>> Connect(const TrainingOptions& options,
       {.timeout = options.timeout});
 }
 
+// All of them as they come, drawn or decoded.
+Result<data::Batch> ReadAll(const data::Dataset& examples) {
+  COHORT_ASSIGN_OR_RETURN(const auto iterator, examples.Batch(examples.size()).Iterate());
+  COHORT_ASSIGN_OR_RETURN(std::optional<data::Batch> all, iterator->Next());
+  return std::move(all).value();
+}
+
 // A contestant on one worker.
 class Trainee {
  public:
   static Result<std::unique_ptr<Trainee>> Make(const Contestant& contestant,
                                                const TrainingOptions& options) {
     std::unique_ptr<Trainee> trainee(new Trainee());
-    COHORT_ASSIGN_OR_RETURN(trainee->model_, MakeModel(options.model, trainee->parameters_));
+    const bool together = contestant.communicates && options.workers > 1;
+    const std::int64_t global_batch =
+        std::int64_t{contestant.batch} * (together ? options.workers : 1);
+    // A data set is the same on all that share it; otherwise each reads its own.
+    const bool shares = together && options.info().tables;
+    COHORT_ASSIGN_OR_RETURN(
+        trainee->model_, MakeTrainingModel({.name = options.model,
+                                            .sizes = options.sizes,
+                                            .examples = (shares ? global_batch : contestant.batch) *
+                                                        options.info().batches,
+                                            .global_batch = global_batch,
+                                            .rank = shares ? 0 : options.rank},
+                                           trainee->parameters_));
     trainee->parameters_.Build();
-    trainee->batch_.replicas = {RandomBatch(contestant.batch, options.rank)};
-    SynchronousParts parts = {.kind = "one_device", .cluster = {}, .communicator = nullptr};
-    if (contestant.communicates && options.workers > 1) {
-      parts.kind = "multi_worker_mirrored";
-      COHORT_ASSIGN_OR_RETURN(parts.communicator, Connect(options, contestant.name));
-    }
-    StrategyOptions how;
-    how.intra_op_threads = 1;
-    how.communication.timeout = options.timeout;
-    how.communication.implementation =
-        parts.communicator == nullptr ? "auto" : contestant.algorithm;
-    if (contestant.bucket_bytes > 0) {
-      how.first_bucket_bytes = contestant.first_bucket_bytes;
-      how.communication.bytes_per_pack = contestant.bucket_bytes;
-    }
-    COHORT_ASSIGN_OR_RETURN(trainee->strategy_,
-                            MakeSynchronousStrategy(std::move(parts), std::move(how)));
+    trainee->step_ = trainee->model_->Step();
+    COHORT_ASSIGN_OR_RETURN(trainee->strategy_, MakeStrategy(contestant, options, together));
+    trainee->in_job_ = together && options.servers() > 0;
     COHORT_RETURN_IF_ERROR(
-        trainee->strategy_->Bind(trainee->parameters_, Sgd({.learning_rate = 0.01})));
+        trainee->strategy_->Bind(trainee->parameters_, trainee->model_->MakeOptimizer()));
+    COHORT_ASSIGN_OR_RETURN(const data::Batch all, ReadAll(trainee->model_->examples()));
+    if (options.info().tables) {
+      COHORT_RETURN_IF_ERROR(trainee->Distribute(all, global_batch));
+    } else {
+      trainee->Cut(all, contestant.batch);
+    }
     return trainee;
   }
 
   Status Step() {
-    return strategy_
-        ->Step(batch_,
-               [this](ReplicaContext& context, const data::Batch& batch) -> Result<ReplicaResult> {
-                 nn::Tape tape(context.parameters, context.stream, workspace_,
-                               {.step = context.step, .intra_op_threads = 1});
-                 const nn::Variable loss = nn::SoftmaxCrossEntropy(
-                     model_->Logits(tape.Input(batch["image"])), batch["label"]);
-                 tape.Backward(loss, context.gradients);
-                 COHORT_RETURN_IF_ERROR(tape.Finish());
-                 const auto examples = static_cast<double>(batch.size);
-                 return ReplicaResult{.loss_sum = loss.value() * examples, .weight = examples};
-               })
-        .status();
+    if (dataset_ == nullptr) {
+      return strategy_->Step(batches_[next_++ % batches_.size()], step_).status();
+    }
+    COHORT_ASSIGN_OR_RETURN(std::optional<DistributedBatch> batch, dataset_->Next());
+    if (!batch.has_value()) {
+      COHORT_RETURN_IF_ERROR(dataset_->BeginEpoch(++epoch_));
+      COHORT_ASSIGN_OR_RETURN(batch, dataset_->Next());
+    }
+    return strategy_->Step(batch.value(), step_).status();
   }
+  // Lets the servers of its tables end.
+  Status Leave() { return in_job_ ? strategy_->Shutdown() : OkStatus(); }
   std::int64_t gradient_bytes() const {
     return static_cast<std::int64_t>(parameters_.all().size_bytes());
   }
@@ -132,11 +104,52 @@ class Trainee {
  private:
   Trainee() = default;
 
+  // Batches that are there, so that input costs nothing.
+  void Cut(const data::Batch& all, int batch) {
+    for (std::int64_t at = 0; at < all.size; at += batch) {
+      batches_.emplace_back().replicas = {all.Slice(at, at + batch)};
+    }
+  }
+  // Strategies ask servers for the rows of the batch that comes next, of a data set alone.
+  Status Distribute(const data::Batch& all, std::int64_t global_batch) {
+    constexpr std::int64_t kTimes = 1'000'000;  // an epoch does not end
+    COHORT_ASSIGN_OR_RETURN(const data::Dataset examples, data::FromTensors(all.features));
+    COHORT_ASSIGN_OR_RETURN(dataset_,
+                            strategy_->Distribute(examples.Repeat(kTimes).Batch(global_batch)));
+    return dataset_->BeginEpoch(0);
+  }
+  static Result<std::unique_ptr<Strategy>> MakeStrategy(const Contestant& contestant,
+                                                        const TrainingOptions& options,
+                                                        bool together) {
+    StrategyOptions how;
+    how.intra_op_threads = 1;
+    how.communication.timeout = options.timeout;
+    how.communication.implementation = together ? contestant.algorithm : "auto";
+    if (contestant.bucket_bytes > 0) {
+      how.first_bucket_bytes = contestant.first_bucket_bytes;
+      how.communication.bytes_per_pack = contestant.bucket_bytes;
+    }
+    if (together && options.servers() > 0) {
+      how.communication.transport = options.transport;
+      return JoinTrainingJob(options, contestant.name, std::move(how));
+    }
+    SynchronousParts parts = {.kind = "one_device", .cluster = {}, .communicator = nullptr};
+    if (together) {
+      parts.kind = "multi_worker_mirrored";
+      COHORT_ASSIGN_OR_RETURN(parts.communicator, Connect(options, contestant.name));
+    }
+    return MakeSynchronousStrategy(std::move(parts), std::move(how));
+  }
+
   ParameterSet parameters_;
-  std::unique_ptr<nn::ImageModel> model_;
-  nn::Workspace workspace_;
-  DistributedBatch batch_;
+  std::unique_ptr<TrainingModel> model_;
+  StepFn step_;
+  std::vector<DistributedBatch> batches_;
+  std::size_t next_ = 0;
   std::unique_ptr<Strategy> strategy_;
+  std::unique_ptr<DistributedDataset> dataset_;  // of models with tables
+  std::int64_t epoch_ = 0;
+  bool in_job_ = false;
 };
 
 class Rounds {
@@ -176,7 +189,7 @@ class Rounds {
     for (std::size_t i = 0; i < contestants_.size(); ++i) {
       COHORT_RETURN_IF_ERROR(Turn(i, kTrial).status());  // first steps are slower
       COHORT_ASSIGN_OR_RETURN(const double milliseconds, Turn(i, kTrial));
-      steps.push_back(std::clamp(static_cast<int>(options_.seconds * 1e3 / milliseconds), 3, 5000));
+      steps.push_back(std::clamp(static_cast<int>(options_.seconds * 1e3 / milliseconds), 1, 5000));
     }
     for (int round = 0; round < options_.rounds; ++round) {
       for (std::size_t turn = 0; turn < contestants_.size(); ++turn) {
@@ -184,6 +197,9 @@ class Rounds {
         COHORT_ASSIGN_OR_RETURN(const double milliseconds, Turn(i, steps[i]));
         times_.rounds[contestants_[i].name].push_back(milliseconds);
       }
+    }
+    for (const auto& [name, trainee] : trainees_) {
+      COHORT_RETURN_IF_ERROR(trainee->Leave());
     }
     return times_;
   }
@@ -209,9 +225,11 @@ class Rounds {
   // Starts LibTorch's programs, and has each run a step. Where one does not, on any worker, all do
   // without.
   Status PrepareTorch() {
-    Status status = options_.exec_prefix.empty()
-                        ? Status()
-                        : Unimplemented("it goes over loopback, so without --exec-prefix only");
+    Status status = !options_.exec_prefix.empty()
+                        ? Unimplemented("it goes over loopback, so without --exec-prefix only")
+                    : options_.info().torch.empty() || options_.sizes != options_.info().sizes
+                        ? Unimplemented("it has no such model")
+                        : Status();
     for (const Contestant& contestant : contestants_) {
       if (contestant.torch && status.ok() && (!contestant.alone || options_.rank == 0)) {
         status = StartTorch(contestant);
@@ -229,8 +247,8 @@ class Rounds {
   }
 
   Status StartTorch(const Contestant& contestant) {
-    std::vector<std::string> arguments = {options_.model, std::to_string(contestant.batch), "1",
-                                          "1"};
+    std::vector<std::string> arguments = {options_.info().torch, std::to_string(contestant.batch),
+                                          "1", "1"};
     if (contestant.communicates) {
       arguments.insert(arguments.end(),
                        {std::to_string(options_.rank), std::to_string(options_.workers),
@@ -264,6 +282,16 @@ double TrainingTimes::Ratio(const std::string& a, const std::string& b) const {
 
 Result<TrainingTimes> RunTrainingRounds(const TrainingOptions& options,
                                         const std::vector<Contestant>& contestants) {
+  if (options.server >= 0) {
+    std::vector<std::string> jobs;
+    for (const Contestant& contestant : contestants) {
+      if (contestant.communicates && !contestant.torch) {
+        jobs.push_back(contestant.name);
+      }
+    }
+    COHORT_RETURN_IF_ERROR(ServeTables(options, jobs));
+    return TrainingTimes();
+  }
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   PinToCore(options.rank, options.workers);
   // Freed memory stays mapped: a step that pays for page faults is a third slower.
@@ -291,6 +319,12 @@ Status RunTrainingWorkers(const TrainingOptions& options, const std::string& com
     argv.insert(argv.end(), arguments.begin(), arguments.end());
     argv.insert(argv.end(), {"--join", folder.path(), "--rank", std::to_string(rank)});
     COHORT_RETURN_IF_ERROR(processes.Start("worker " + std::to_string(rank), argv));
+  }
+  for (int server = 0; server < options.servers(); ++server) {
+    std::vector<std::string> argv = {ThisProgram(), "bench", command};
+    argv.insert(argv.end(), arguments.begin(), arguments.end());
+    argv.insert(argv.end(), {"--join", folder.path(), "--server", std::to_string(server)});
+    COHORT_RETURN_IF_ERROR(processes.Start("server " + std::to_string(server), argv));
   }
   // Each collective has its own deadline; this one is for a worker that hangs elsewhere.
   const auto turns = std::chrono::duration<double>((options.rounds + 2) * options.seconds * 8);

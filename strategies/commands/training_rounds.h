@@ -39,12 +39,13 @@ struct TrainingTimes {
   double Ratio(const std::string& a, const std::string& b) const;
 };
 
-// In a worker's process: trains until all rounds are over. The times are complete on rank 0.
+// In a worker's process: trains until all rounds are over. The times are complete on rank 0. In a
+// server's: holds tables until then, and there are no times.
 Result<TrainingTimes> RunTrainingRounds(const TrainingOptions& options,
                                         const std::vector<Contestant>& contestants);
 
-// In the process that the user starts: starts the workers with `arguments`, passes on what they
-// print, and waits for them; ends them all when one fails.
+// In the process that the user starts: starts the workers, and the servers of the model's tables,
+// with `arguments`, passes on what they print, and waits for them; ends them all when one fails.
 Status RunTrainingWorkers(const TrainingOptions& options, const std::string& command,
                           const std::vector<std::string>& arguments);
 

@@ -7,17 +7,17 @@
 #include <set>
 
 #include "algorithms/one_shot.h"
+#include "algorithms/shared.h"
 #include "conformance/communicator_checks.h"
 #include "conformance/communicator_conformance.h"
 #include "kept_frames.h"
 #include "shm/region.h"
 #include "tcp/striped_socket.h"
+#include "transport.h"
 
 namespace cohort::testing {
 namespace {
 
-constexpr std::int64_t kSegment = 256 << 10;  // of the backends
-constexpr std::int64_t kSharedSegment = 64 << 10;
 constexpr std::size_t kBehind = 64;  // bytes behind a buffer, which nobody may touch
 constexpr auto kUntouched = std::byte{0xA5};
 
@@ -30,8 +30,10 @@ std::set<std::int64_t> CountsAroundThresholds(std::int64_t ranks, DType dtype) {
        {static_cast<std::int64_t>(kMostOneShotOfTwo), static_cast<std::int64_t>(BoardSlot::kBytes),
         static_cast<std::int64_t>(kMostOneShotRead) / ranks,
         static_cast<std::int64_t>(StripedSocket::kZeroCopyBytes),
-        static_cast<std::int64_t>(KeptFrames::kFrameBytes), kSharedSegment, kSharedSegment * ranks,
-        kSegment}) {
+        static_cast<std::int64_t>(KeptFrames::kFrameBytes),
+        static_cast<std::int64_t>(kSharedSegmentBytes),
+        static_cast<std::int64_t>(kSharedSegmentBytes) * ranks,
+        static_cast<std::int64_t>(kStagedSegmentBytes), kSegmentBytes}) {
     const std::int64_t count = bytes / static_cast<std::int64_t>(SizeOf(dtype));
     counts.insert({count - 1, count, count + 1});
   }

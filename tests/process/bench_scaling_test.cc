@@ -83,7 +83,7 @@ TEST(BenchFeed, FilesAndOneBatchTakeTurns) {
 }
 
 TEST(BenchScaling, WrongFlagsAreExitCode2) {
-  EXPECT_EQ(RunBench({"scaling", "--model", "resnet"}).code, 2);
+  EXPECT_EQ(RunBench({"scaling", "--batch", "0"}).code, 2);
   EXPECT_EQ(RunBench({"overlap", "--workers", "0"}).code, 2);
 }
 

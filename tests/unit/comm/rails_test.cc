@@ -13,6 +13,7 @@
 #include <thread>
 #include <vector>
 
+#include "connected_pair.h"
 #include "tcp/rendezvous.h"
 #include "tcp/tcp_transport.h"
 #include "testing/run_ranks.h"
@@ -23,20 +24,9 @@ namespace {
 
 using namespace std::chrono_literals;
 using ::testing::AllOf;
+using testing::ConnectedPair;
 using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
-
-std::array<Socket, 2> ConnectedPair() {
-  auto listener = Listen("127.0.0.1:0", "");
-  EXPECT_TRUE(listener.ok()) << listener.status().ToString();
-  auto connected = Connect(listener->address, DeadlineAfter(5s));
-  EXPECT_TRUE(connected.ok()) << connected.status().ToString();
-  pollfd event = {listener->socket.fd(), POLLIN, 0};
-  EXPECT_EQ(::poll(&event, 1, 5000), 1);
-  Socket accepted(::accept4(listener->socket.fd(), nullptr, nullptr, SOCK_NONBLOCK));
-  EXPECT_TRUE(Prepare(connected.value()).ok() && Prepare(accepted).ok());
-  return {std::move(connected).value(), std::move(accepted)};
-}
 
 // Stands in a connection and passes on what comes, until it is silent: then nothing, and neither
 // end hears of it.

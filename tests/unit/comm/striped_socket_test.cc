@@ -9,11 +9,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <chrono>
-#include <numeric>
+#include <deque>
+#include <map>
+#include <optional>
 #include <random>
 #include <thread>
 #include <utility>
 #include <vector>
+
+#include "connected_pair.h"
 
 namespace cohort {
 namespace {
@@ -25,22 +29,20 @@ struct Ends {
   StripedSocket there;
 };
 
-Ends Connected(int rails, std::size_t stripe_bytes, bool zero_copy = false) {
+Ends Connected(int rails, std::size_t stripe_bytes, bool zero_copy = false, int receive_bytes = 0,
+               SendReleases releases = ReadSendRelease) {
   std::vector<Socket> here;
   std::vector<Socket> there;
-  auto listener = Listen("127.0.0.1:0", "");
-  EXPECT_TRUE(listener.ok()) << listener.status().ToString();
   for (int rail = 0; rail < rails; ++rail) {
-    auto connected = Connect(listener->address, DeadlineAfter(5s));
-    EXPECT_TRUE(connected.ok()) << connected.status().ToString();
-    pollfd event = {listener->socket.fd(), POLLIN, 0};
-    EXPECT_EQ(::poll(&event, 1, 5000), 1);
-    Socket accepted(::accept4(listener->socket.fd(), nullptr, nullptr, SOCK_NONBLOCK));
-    EXPECT_TRUE(Prepare(connected.value()).ok() && Prepare(accepted).ok());
-    here.push_back(std::move(connected).value());
+    auto [connected, accepted] = testing::ConnectedPair(receive_bytes);
+    if (zero_copy) {  // room for all that is sent here
+      const int bytes = 1 << 20;
+      EXPECT_EQ(::setsockopt(connected.fd(), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes)), 0);
+    }
+    here.push_back(std::move(connected));
     there.push_back(std::move(accepted));
   }
-  return {StripedSocket(std::move(here), stripe_bytes, zero_copy),
+  return {StripedSocket(std::move(here), stripe_bytes, zero_copy, std::move(releases)),
           StripedSocket(std::move(there), stripe_bytes, false)};
 }
 
@@ -134,6 +136,164 @@ TEST(StripedSocket, WhereTheKernelCopiesAllTheSameItIsNotAskedAgain) {
   iovec again[] = {{sent.data(), sent.size()}};
   EXPECT_GT(ends.here.Send(again, true, false), 0);
   EXPECT_EQ(ends.here.mark(), 0U);
+}
+
+// All of it, in one send.
+void SendInPlace(StripedSocket& socket, std::vector<std::byte>& bytes) {
+  iovec piece = {bytes.data(), bytes.size()};
+  ASSERT_EQ(socket.Send({&piece, 1}, true, false), std::ssize(bytes));
+}
+
+// Until all is released, at most for 10 seconds.
+bool AwaitReleases(StripedSocket& socket) {
+  const Deadline deadline = DeadlineAfter(10s);
+  while (socket.awaits_release() && std::chrono::steady_clock::now() < deadline) {
+    pollfd event = {socket.fd(0), 0, 0};
+    ::poll(&event, 1, 1000);
+    socket.HearReleases();
+  }
+  return !socket.awaits_release();
+}
+
+// Sent behind more than a peer takes that does not read, in place. Loopback copies what arrives,
+// and not before; so this is how it goes on a network that copies nothing.
+struct Lingering {
+  Ends ends = Connected(1, StripedSocket::kStripeBytes, true, 8 << 10);
+  std::vector<std::byte> before = std::vector<std::byte>(64 << 10, std::byte{'b'});
+  std::vector<std::byte> in_place = std::vector<std::byte>(StripedSocket::kZeroCopyBytes);
+
+  void Send(int times) {
+    iovec piece = {before.data(), before.size()};
+    ASSERT_EQ(ends.here.Send({&piece, 1}, false, false), std::ssize(before));
+    for (int i = 0; i < times; ++i) {
+      SendInPlace(ends.here, in_place);
+      EXPECT_EQ(ends.here.mark(), static_cast<std::uint64_t>(i + 1));
+    }
+  }
+};
+
+// Why they must stay as they are until then.
+TEST(StripedSocket, BytesSentInPlaceAreReadWhenThePeerTakesThem) {
+  Lingering lingering;
+  StripedSocket& here = lingering.ends.here;
+  if (!here.zero_copy()) {
+    GTEST_SKIP() << "this kernel has no MSG_ZEROCOPY";
+  }
+  lingering.Send(1);
+  EXPECT_FALSE(here.HearReleases());
+  EXPECT_FALSE(here.released(1));
+  EXPECT_TRUE(here.awaits_release());
+  std::ranges::fill(lingering.in_place, std::byte{'x'});
+  const std::size_t before = lingering.before.size();
+  const std::vector<std::byte> got =
+      ReadAll(lingering.ends.there, before + lingering.in_place.size(), 1);
+  EXPECT_TRUE(std::equal(got.begin(), got.begin() + static_cast<std::ptrdiff_t>(before),
+                         lingering.before.begin()));
+  EXPECT_EQ(
+      std::count(got.begin() + static_cast<std::ptrdiff_t>(before), got.end(), std::byte{'x'}),
+      std::ssize(lingering.in_place));
+  EXPECT_TRUE(AwaitReleases(here));
+  EXPECT_TRUE(here.released(1));
+}
+
+TEST(StripedSocket, WhatWasNeverTakenIsReleasedByThePeersReset) {
+  Lingering lingering;
+  StripedSocket& here = lingering.ends.here;
+  if (!here.zero_copy()) {
+    GTEST_SKIP() << "this kernel has no MSG_ZEROCOPY";
+  }
+  lingering.Send(3);
+  EXPECT_FALSE(here.HearReleases());
+  lingering.ends.there.Reset(DeadlineAfter(0s));
+  EXPECT_TRUE(AwaitReleases(here));
+  EXPECT_TRUE(here.released(3));
+  EXPECT_TRUE(here.zero_copy()) << "nothing was copied";
+}
+
+// Nothing of it arrives that had not.
+TEST(StripedSocket, AResetTakesBackWhatLingers) {
+  Lingering lingering;
+  if (!lingering.ends.here.zero_copy()) {
+    GTEST_SKIP() << "this kernel has no MSG_ZEROCOPY";
+  }
+  lingering.Send(2);
+  const Deadline patience = DeadlineAfter(20s);
+  lingering.ends.here.Reset(patience);
+  EXPECT_LT(std::chrono::steady_clock::now(), patience) << "the kernel reads them no more";
+  std::size_t got = 0;
+  std::vector<std::byte> bytes(1 << 20);
+  StripedSocket& there = lingering.ends.there;
+  const Deadline deadline = DeadlineAfter(10s);
+  int error = 0;
+  while (error == 0 && std::chrono::steady_clock::now() < deadline) {
+    const ssize_t n = there.Receive(bytes.data(), bytes.size());
+    ASSERT_NE(n, 0) << "the end of a stream that is whole";
+    if (n < 0 && errno != EAGAIN) {
+      error = errno;
+    } else if (n > 0) {
+      got += static_cast<std::size_t>(n);
+    } else {
+      pollfd event = {there.fd(0), POLLIN, 0};
+      ::poll(&event, 1, 1000);
+    }
+  }
+  EXPECT_EQ(error, ECONNRESET);
+  EXPECT_LT(got, lingering.before.size());
+}
+
+// What a network says that copies nothing: sends of one rail are released, while those before them
+// on another one are still on their way.
+TEST(StripedSocket, SendsAreReleasedInTheirOrderWhicheverRailIsFirst) {
+  std::map<int, std::deque<SendRelease>> kernel;  // by connection
+  constexpr std::size_t kStripe = StripedSocket::kZeroCopyBytes;
+  Ends ends = Connected(2, kStripe, true, 0, [&kernel](int fd) -> std::optional<SendRelease> {
+    std::deque<SendRelease>& has = kernel[fd];
+    if (has.empty()) {
+      return std::nullopt;
+    }
+    const SendRelease next = has.front();
+    has.pop_front();
+    return next;
+  });
+  StripedSocket& here = ends.here;
+  if (!here.zero_copy()) {
+    GTEST_SKIP() << "this kernel has no MSG_ZEROCOPY";
+  }
+  std::vector<std::byte> stripe = Numbered(kStripe);
+  for (std::uint64_t mark = 1; mark <= 4; ++mark) {  // on rails 0, 1, 0, 1
+    SendInPlace(here, stripe);
+    EXPECT_EQ(here.mark(), mark);
+  }
+  EXPECT_FALSE(here.HearReleases());
+  kernel[here.fd(1)].push_back({.first = 0, .last = 1});  // 2 and 4
+  EXPECT_FALSE(here.HearReleases());
+  EXPECT_FALSE(here.released(1) || here.released(2));
+  kernel[here.fd(0)].push_back({.first = 0, .last = 0});  // 1
+  EXPECT_TRUE(here.HearReleases());
+  EXPECT_TRUE(here.released(2));
+  EXPECT_FALSE(here.released(3) || here.released(4));
+  EXPECT_TRUE(here.awaits_release());
+  kernel[here.fd(0)].push_back({.first = 1, .last = 1});  // 3
+  EXPECT_TRUE(here.HearReleases());
+  EXPECT_TRUE(here.released(4));
+  EXPECT_FALSE(here.awaits_release());
+
+  // It goes on so, on a rail that copies nothing.
+  EXPECT_TRUE(here.zero_copy());
+  SendInPlace(here, stripe);
+  EXPECT_EQ(here.mark(), 5U);
+  kernel[here.fd(0)].push_back({.first = 2, .last = 2, .copied = true});
+  EXPECT_TRUE(here.HearReleases());
+  EXPECT_TRUE(here.zero_copy()) << "rail 1";
+  SendInPlace(here, stripe);
+  EXPECT_EQ(here.mark(), 6U);
+  EXPECT_FALSE(here.zero_copy()) << "rail 0";
+  const std::vector<std::byte> got = ReadAll(ends.there, 6 * kStripe, 1);
+  for (std::size_t at = 0; at < got.size(); at += kStripe) {
+    EXPECT_TRUE(
+        std::equal(stripe.begin(), stripe.end(), got.begin() + static_cast<std::ptrdiff_t>(at)))
+        << at;
+  }
 }
 
 }  // namespace
