@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <cohort/device/ahead_copy.h>
+
 namespace cohort::nn {
 namespace {
 
@@ -231,7 +233,9 @@ Result<std::vector<Tensor>> RecordedStep::Replay(Recording& recording, Stream& s
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const Recording::Input& input = recording.inputs[i];
     if (input.page_locked) {
-      workspace_.device().Copy(stream, inputs[i].raw(), input.placed.raw(), inputs[i].bytes());
+      const auto ahead = AheadCopy::Of(inputs[i], workspace_.device(), stream);
+      workspace_.device().Copy(stream, ahead.value_or(inputs[i]).raw(), input.placed.raw(),
+                               inputs[i].bytes());
     } else if (input.on_device == nullptr) {
       std::copy_n(inputs[i].raw(), inputs[i].bytes(), input.staged.raw());
     }

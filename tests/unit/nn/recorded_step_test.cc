@@ -2,6 +2,7 @@
 
 #include <cohort/nn/recorded_step.h>
 
+#include <cohort/device/ahead_copy.h>
 #include <cohort/nn/losses.h>
 #include <cohort/nn/models.h>
 #include <cohort/optim/optimizers.h>
@@ -173,6 +174,31 @@ TEST(RecordedStep, TakesPageLockedBatchesFromWhereTheyAre) {
     ASSERT_EQ(recorded.Train(i, kept.back(), true), fed.Train(i, batch, false)) << "step " << i;
   }
   EXPECT_EQ(recorded.step->replays(), 10 - 2 - 2);
+}
+
+// What goes along with a batch in the device's memory is taken from there: the host's may hold
+// anything.
+TEST(RecordedStep, TakesCopiesThatWereMadeAhead) {
+  Bench recorded;
+  Bench fed;
+  const auto stream = recorded.device->MakeStream();
+  for (int i = 1; i <= 6; ++i) {
+    const std::vector<Tensor> batch = Batch(5, static_cast<std::uint64_t>(i));
+    std::vector<Tensor> ahead = PageLocked(*recorded.device, batch);
+    std::vector<std::shared_ptr<AheadCopy>> copies;
+    for (Tensor& tensor : ahead) {
+      copies.push_back(std::make_shared<AheadCopy>(
+          recorded.device, recorded.device->Allocate(tensor.bytes(), "a batch")));
+      recorded.device->Copy(*stream, tensor.raw(), copies.back()->memory(), tensor.bytes());
+      copies.back()->Begun(stream->Record());
+      ASSERT_EQ(stream->Synchronize(DeadlineAfter(kTimeout)), OkStatus());
+      std::memset(tensor.raw(), 0xff, tensor.bytes());  // NaN, and no class
+      tensor = tensor.WithTwin(copies.back());
+    }
+    ASSERT_EQ(recorded.Train(i, ahead, true), fed.Train(i, batch, false)) << "step " << i;
+    EXPECT_TRUE(copies[0]->used() && copies[1]->used());
+  }
+  EXPECT_EQ(recorded.step->replays(), 6 - 2);
 }
 
 TEST(RecordedStep, IsRecordedAnewWhereGradientsMove) {

@@ -113,7 +113,8 @@ std::vector<Trained> Train(int processes, const std::vector<Devices>& devices,
     COHORT_ASSIGN_OR_RETURN(const auto strategy,
                             MakeSynchronousStrategy(std::move(parts), std::move(mine)));
     COHORT_RETURN_IF_ERROR(strategy->Bind(model.parameters, Clipped()));
-    COHORT_ASSIGN_OR_RETURN(const auto data, strategy->Distribute(IntegerData(45, 14)));
+    COHORT_ASSIGN_OR_RETURN(const auto data,
+                            strategy->Distribute(IntegerData(45, 14), {.copy_ahead = true}));
     std::vector<double> losses;
     COHORT_RETURN_IF_ERROR(data->BeginEpoch(0));
     while (true) {
