@@ -337,6 +337,10 @@ class FarKernels final : public Kernels {
   void Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) override {
     cpu_->Dropout(stream, spec, view_(x), view_(y));
   }
+  void Compress(Stream& stream, ConstFloatSpan x, double weight, FloatSpan residual,
+                Elements y) override {
+    cpu_->Compress(stream, view_(x), weight, view_(residual), view_(y));
+  }
 
   void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) override {
     cpu_->CopyRows(stream, size, View2(size, from), View2(size, to));

@@ -132,6 +132,9 @@ class Bench {
     Measure("dropout", size, 2 * n, 0, [&] {
       kernels_->Dropout(*stream_, {.rate = 0.1F, .key = 1, .step = 2, .first = 0}, a, b);
     });
+    const Elements narrow = Filled(parameters_, DType::kBFloat16);
+    Measure("compress to bfloat16, with feedback", size, 3.5 * n, 0,
+            [&] { kernels_->Compress(*stream_, a, 1, b, narrow); });
     Free();
   }
 
