@@ -353,6 +353,32 @@ TEST(ChooseDevices, ANumberIsOfReplicasOnTheCpu) {
   EXPECT_EQ(ChooseDevices("gpu", "", options).code(), StatusCode::kInvalidArgument);
 }
 
+// Every GPU there is, or the CPU, with the reason in the log; other kinds keep to what options say.
+TEST(ChooseDevices, MirroredIsOnEveryGpuWhereNothingElseIsSaid) {
+  StrategyOptions options;
+  options.environment.emplace();
+  std::vector<std::string> log;
+  options.log = Log([&](LogLevel, std::string_view text) { log.emplace_back(text); });
+  const auto gpus = OpenDevices("cuda");
+  for (const char* const kind : {"one_device", "multi_worker_mirrored", "parameter_server", ""}) {
+    OrThrow(ChooseDevices("", kind, options));
+    EXPECT_TRUE(options.devices.empty()) << kind;
+  }
+  EXPECT_THAT(log, ::testing::IsEmpty());
+  OrThrow(ChooseDevices("", "mirrored", options));
+  ASSERT_EQ(log.size(), 1U);
+  if (!gpus.ok()) {
+    EXPECT_TRUE(options.devices.empty());
+    EXPECT_EQ(log[0], "mirrored on the CPU: " + gpus.status().message());
+    return;
+  }
+  ASSERT_EQ(options.devices.size(), gpus->size());
+  for (std::size_t g = 0; g < gpus->size(); ++g) {
+    EXPECT_EQ(options.devices[g]->name(), "cuda:" + std::to_string(g));
+    EXPECT_THAT(log[0], HasSubstr("cuda:" + std::to_string(g)));
+  }
+}
+
 // Here there is no such GPU: the error says which was looked for, and why.
 TEST(ChooseDevices, LocalIsTheGpuOfThisProcessOfItsHost) {
   StrategyOptions options;
