@@ -99,6 +99,7 @@ std::unique_ptr<ReplicaSink> Reducer::MakeSink(int replica) {
                          .apart = on_device && options_.copies[r]->apart(),
                          .rows = options_.rows,
                          .seed_with_weight = options_.seed_with_weight,
+                         .early_bytes = launches() ? options_.limits.first_bytes : 0,
                          .complete = [this, replica](int bucket, Stream& stream) {
                            Complete(replica, bucket, stream);
                          }});
