@@ -19,7 +19,7 @@ constexpr int kWeights = 2;
 // A recording that has been made so often anew, since gradients lie elsewhere each time, is not
 // worth it.
 constexpr int kCaptures = 4;
-// Graphs of a step whose gradients are awaited while it runs: each costs the host a launch.
+// Of a step whose gradients are awaited while it runs, about: each costs the host a launch.
 constexpr std::size_t kParts = 8;
 
 // Which parameters are Ready behind each part of a step.
