@@ -75,8 +75,8 @@ class Exchange final : private TransportListener {
 
   // One operation runs between Begin and End. Numbers are given here: the same on every rank when
   // all call the same operations.
-  // Whom Send does not open it to, the next rank, is told where that waits for long; `at_once`: now,
-  // since data go by other ways than Send.
+  // Whom Send does not open it to, the next rank, is told where that waits for long; `at_once`:
+  // now, since data go by other ways than Send.
   Status Begin(OperationRecord record, Deadline started, Deadline deadline, bool at_once = false);
   // The times of the operation under way, where Begin was given others: before anything waits.
   void SetTimes(Deadline started, Deadline deadline) {
@@ -148,7 +148,7 @@ class Exchange final : private TransportListener {
   void OnWrongSize(int peer, std::size_t sent, std::size_t expected) override;
 
   Verdict Judge(int peer, const OperationRecord& theirs) const;
-  void Open(int peer);            // tells it of this operation, once
+  void Open(int peer);  // tells it of this operation, once
   void TellNext();
   bool JudgeFirstOpen(int peer);  // false: a failure is pending
   void GiveSignOfLife(int peer, bool ask);

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up, builds and runs the tests. Options: --preset release|dev|asan|tsan (default release), --jobs N.
+# Sets up, builds and runs the tests. Options: --preset release|dev|embedded|asan|tsan (default release), --jobs N.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 

@@ -29,6 +29,7 @@ enum class Algorithm : std::uint8_t {
   kShared = 17,
 };
 std::string_view AlgorithmName(Algorithm algorithm);
+
 // The algorithms of an operation; at least one.
 std::span<const Algorithm> AlgorithmsOf(OperationKind kind);
 

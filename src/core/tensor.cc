@@ -57,7 +57,15 @@ Tensor Tensor::Rows(std::int64_t begin, std::int64_t end) const {
 
 Tensor Tensor::Reshaped(Shape shape) const {
   Require(shape.elements() == elements(), "a reshape keeps the number of elements");
-  return {dtype_, std::move(shape), data_, space_};
+  Tensor reshaped = *this;
+  reshaped.shape_ = std::move(shape);
+  return reshaped;
+}
+
+Tensor Tensor::WithTwin(std::shared_ptr<const TensorTwin> twin) const {
+  Tensor tensor = *this;
+  tensor.twin_ = std::move(twin);
+  return tensor;
 }
 
 }  // namespace cohort

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <cohort/device/ahead_copy.h>
+
 namespace cohort::nn {
 namespace {
 
@@ -17,26 +19,60 @@ constexpr int kWeights = 2;
 // A recording that has been made so often anew, since gradients lie elsewhere each time, is not
 // worth it.
 constexpr int kCaptures = 4;
+// Of a step whose gradients are awaited while it runs, about: each costs the host a launch.
+constexpr std::size_t kParts = 8;
 
-// Accumulators as they were before the capture; the order of Ready is kept.
+// Which parameters are Ready behind each part of a step.
+using ReadyParts = std::vector<std::vector<int>>;
+
+// Accumulators as they were before the capture; the order of Ready is kept. Cuts the step where so
+// many bytes are Ready.
 class CaptureSink final : public GradientSink {
  public:
-  CaptureSink(const std::vector<FloatSpan>& accumulators, float loss_seed, std::vector<int>& ready)
-      : accumulators_(accumulators), loss_seed_(loss_seed), ready_(ready) {}
+  CaptureSink(const std::vector<FloatSpan>& accumulators, float loss_seed, std::size_t bytes,
+              Device::Cut cut, ReadyParts& ready)
+      : accumulators_(accumulators),
+        loss_seed_(loss_seed),
+        bytes_(bytes),
+        cut_(std::move(cut)),
+        ready_(ready) {
+    ready_.assign(1, {});
+  }
   std::span<float> Accumulator(int parameter) override {
     return accumulators_.at(static_cast<std::size_t>(parameter));
   }
   void AddSlices(int /*parameter*/, const IndexedSlices& /*slices*/) override {
     throw ContractError("a step with rows is not captured");
   }
-  void Ready(int parameter) override { ready_.push_back(parameter); }
+  void Ready(int parameter) override {
+    ready_.back().push_back(parameter);
+    uncut_ += accumulators_.at(static_cast<std::size_t>(parameter)).size_bytes();
+    if (bytes_ > 0 && uncut_ >= bytes_) {
+      uncut_ = 0;
+      cut_();
+      ready_.emplace_back();
+    }
+  }
   float loss_seed() const override { return loss_seed_; }
 
  private:
   const std::vector<FloatSpan>& accumulators_;
   const float loss_seed_;
-  std::vector<int>& ready_;
+  const std::size_t bytes_;  // 0: it is not cut
+  const Device::Cut cut_;
+  ReadyParts& ready_;
+  std::size_t uncut_ = 0;
 };
+
+// Of gradients behind which a step is cut; 0: nowhere.
+std::size_t BytesOfPart(const std::vector<FloatSpan>& accumulators, const GradientSink& sink) {
+  const auto early = static_cast<std::size_t>(sink.early_bytes());
+  std::size_t all = 0;
+  for (const FloatSpan span : accumulators) {
+    all += span.size_bytes();
+  }
+  return early == 0 ? 0 : std::max(early, (all + kParts - 1) / kParts);
+}
 
 // By parameter; empty where it is not trainable.
 std::vector<FloatSpan> Accumulators(const ParameterSet& parameters, GradientSink& sink) {
@@ -72,10 +108,10 @@ struct RecordedStep::Recording {
   int captures = 0;
   bool replayable = true;
   std::vector<FloatSpan> accumulators;
-  std::vector<int> ready;
-  std::vector<Tensor> outputs;  // in the host's memory
-  std::vector<Tensor> kept;     // what the captured work reads
-  std::unique_ptr<Graph> graph;
+  ReadyParts ready;
+  std::vector<Tensor> outputs;                 // in the host's memory
+  std::vector<Tensor> kept;                    // what the captured work reads
+  std::vector<std::unique_ptr<Graph>> graphs;  // as many as parts of `ready`; empty: not captured
 };
 
 // The memory of a recording that will not be made.
@@ -139,12 +175,12 @@ Result<std::vector<Tensor>> RecordedStep::Run(Stream& stream, GradientSink& sink
                                               std::chrono::milliseconds timeout) {
   Require(options.training, "a recorded step is one that trains");
   Recording& recording = Find(inputs, sink.loss_seed(), options.precision);
-  if (recording.graph != nullptr &&
+  if (!recording.graphs.empty() &&
       !SameMemory(recording.accumulators, Accumulators(parameters_, sink))) {
-    recording.graph = nullptr;  // gradients lie elsewhere now
+    recording.graphs.clear();  // gradients lie elsewhere now
   }
-  if (recording.graph == nullptr && (!recording.replayable || recording.fed < kFedSteps ||
-                                     !Capture(recording, stream, sink, options, inputs, body))) {
+  if (recording.graphs.empty() && (!recording.replayable || recording.fed < kFedSteps ||
+                                   !Capture(recording, stream, sink, options, inputs, body))) {
     return Feed(recording, stream, sink, options, inputs, body, timeout);
   }
   const Range range(Phase::kReplay, options.step);
@@ -193,10 +229,11 @@ bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& s
   }
   Device& device = workspace_.device();
   recording.accumulators = Accumulators(parameters_, sink);
-  recording.ready.clear();
   recording.kept.clear();
-  CaptureSink capture_sink(recording.accumulators, recording.loss_seed, recording.ready);
-  recording.graph = device.Capture(stream, [&] {
+  const std::size_t bytes = BytesOfPart(recording.accumulators, sink);
+  recording.graphs = device.CaptureParts(stream, [&](const Device::Cut& cut) {
+    CaptureSink capture_sink(recording.accumulators, recording.loss_seed, bytes, cut,
+                             recording.ready);
     std::vector<Tensor> placed;
     for (std::size_t i = 0; i < inputs.size(); ++i) {
       const Recording::Input& input = recording.inputs[i];
@@ -218,7 +255,14 @@ bool RecordedStep::Capture(Recording& recording, Stream& stream, GradientSink& s
     }
     std::ranges::move(tape.TakeKept(), std::back_inserter(recording.kept));
   });
-  recording.replayable = recording.graph != nullptr;
+  if (recording.graphs.size() == 1) {  // the device may not have cut it
+    ReadyParts whole(1);
+    for (const std::vector<int>& part : recording.ready) {
+      whole.front().insert(whole.front().end(), part.begin(), part.end());
+    }
+    recording.ready = std::move(whole);
+  }
+  recording.replayable = !recording.graphs.empty();
   if (!recording.replayable) {
     GiveUp(recording);
   }
@@ -231,14 +275,18 @@ Result<std::vector<Tensor>> RecordedStep::Replay(Recording& recording, Stream& s
   for (std::size_t i = 0; i < inputs.size(); ++i) {
     const Recording::Input& input = recording.inputs[i];
     if (input.page_locked) {
-      workspace_.device().Copy(stream, inputs[i].raw(), input.placed.raw(), inputs[i].bytes());
+      const auto ahead = AheadCopy::Of(inputs[i], workspace_.device(), stream);
+      workspace_.device().Copy(stream, ahead.value_or(inputs[i]).raw(), input.placed.raw(),
+                               inputs[i].bytes());
     } else if (input.on_device == nullptr) {
       std::copy_n(inputs[i].raw(), inputs[i].bytes(), input.staged.raw());
     }
   }
-  recording.graph->Replay(stream);
-  for (const int parameter : recording.ready) {
-    sink.Ready(parameter);
+  for (std::size_t part = 0; part < recording.graphs.size(); ++part) {
+    recording.graphs[part]->Replay(stream);
+    for (const int parameter : recording.ready.at(part)) {
+      sink.Ready(parameter);
+    }
   }
   COHORT_RETURN_IF_ERROR(stream.Synchronize(DeadlineAfter(timeout)));
   ++replays_;

@@ -4,6 +4,8 @@
 #include <string>
 #include <utility>
 
+#include <cohort/device/ahead_copy.h>
+
 namespace cohort::nn {
 
 float Variable::value() const {
@@ -46,6 +48,10 @@ Tensor Tape::Place(const Tensor& tensor) {
   Keep(tensor);
   if (tensor.space() == workspace_.device().memory_space()) {
     return tensor;
+  }
+  if (const auto ahead = AheadCopy::Of(tensor, workspace_.device(), stream_); ahead.has_value()) {
+    Keep(*ahead);
+    return *ahead;
   }
   // From memory that the copy need not wait for: a batch's is, other may be any.
   Tensor from = tensor;

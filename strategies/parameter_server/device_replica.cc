@@ -5,8 +5,7 @@
 namespace cohort::ps {
 namespace {
 
-// Gradients that are worth a copy of their own: fewer, and the calls cost more than the bytes.
-constexpr std::size_t kLandedElements = std::size_t{256} << 10;
+constexpr std::size_t kLandedElements = DeviceReplica::kLandedBytes / sizeof(float);
 
 constexpr std::chrono::seconds kSettleTimeout{30};
 

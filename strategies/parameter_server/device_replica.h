@@ -13,6 +13,7 @@
 
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <vector>
@@ -27,6 +28,9 @@ namespace cohort::ps {
 
 class DeviceReplica {
  public:
+  // Of gradients that are worth a copy of their own: of fewer the calls cost more than the bytes.
+  static constexpr std::int64_t kLandedBytes = std::int64_t{1} << 20;
+
   // With the values of now. `compute`: the replica's stream, of that device. All must outlive this.
   // Throws StatusError.
   DeviceReplica(const std::shared_ptr<Device>& device, ParameterSet& parameters, Stream& compute,

@@ -164,6 +164,10 @@ void LocalSink::Ready(int parameter) {
   }
 }
 
+std::int64_t LocalSink::early_bytes() const {
+  return device_ == nullptr ? 0 : DeviceReplica::kLandedBytes;
+}
+
 float LocalSink::loss_seed() const {
   return seed_with_weight_ ? static_cast<float>(weight_) : 1.0F;
 }

@@ -44,6 +44,7 @@ class LocalSink final : public GradientSink {
   void AddRows(int table, std::span<const std::uint64_t> ids,
                std::span<const float> values) override;
   void Ready(int parameter) override;
+  std::int64_t early_bytes() const override;
   float loss_seed() const override;
   void SetWeight(double weight) override;
 

@@ -29,6 +29,10 @@ class CompressionHook final : public BucketHook {
            (error_feedback_ ? " with error feedback" : " without error feedback");
   }
 
+  std::optional<CompressionOptions> on_devices() const override {
+    return CompressionOptions{.dtype = DTypeOf<Half>::value, .error_feedback = error_feedback_};
+  }
+
   Status Bind(const ParameterSet& parameters, Communicator& communicator) override {
     feedback_.Bind(parameters, error_feedback_);
     gathers_ = communicator.size() == 2;

@@ -85,8 +85,8 @@ class Choice {
     if (parts_.job == nullptr) {
       return "";
     }
-    if (options_.make_bucket_hook) {
-      return "make_bucket_hook takes sums in the host's memory";
+    if (parts_.hook != nullptr && !parts_.hook->on_devices().has_value()) {
+      return "the bucket hook '" + parts_.hook->name() + "' takes sums in the host's memory";
     }
     if (options_.communication.implementation != "auto") {
       return "communication.implementation is '" + options_.communication.implementation +

@@ -94,7 +94,7 @@ void NcclSums::Watch() {
   }
 }
 
-Communicator::Pending NcclSums::AllReduce(std::span<const std::span<float>> parts,
+Communicator::Pending NcclSums::AllReduce(std::span<const Buffer> parts,
                                           const CollectiveOptions& options) {
   Require(parts.size() == options_.copies.size(), "a part for each copy");
   if (communicators_.empty()) {

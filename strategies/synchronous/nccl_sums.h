@@ -54,8 +54,7 @@ class NcclSums {
   // Each of `parts`, by copy and in its device's memory, becomes the sum over all ranks' parts. The
   // Work is done when it has, on every GPU of this process. Errors are the job's where it knows
   // more of why: who was lost, or gave up.
-  Communicator::Pending AllReduce(std::span<const std::span<float>> parts,
-                                  const CollectiveOptions& options);
+  Communicator::Pending AllReduce(std::span<const Buffer> parts, const CollectiveOptions& options);
   // Operations under way, and those to come, end with `reason`.
   void Abort(const Status& reason);
   // In one process, after an error: communicators anew, since what the streams went through stays

@@ -33,6 +33,7 @@ Result<std::unique_ptr<Reducer>> Reducer::Make(const ParameterSet& parameters,
       reducer->devices_ =
           std::make_unique<DeviceSums>(options.copies, reducer->plan_.elements, options.way,
                                        options.communicator != nullptr && options.nccl == nullptr);
+      reducer->MakeCompression();
     } catch (const StatusError& error) {
       return error.status();
     }
@@ -47,6 +48,21 @@ Reducer::Reducer(const ParameterSet& parameters, const Options& options)
       plan_(BucketPlan::Make(parameters, BucketOrder::Declared(parameters), options.limits)) {}
 
 Reducer::~Reducer() = default;
+
+// Where a hook would be asked, and gradients do not come to the host.
+void Reducer::MakeCompression() {
+  if (options_.nccl == nullptr || options_.communicator == nullptr || options_.hook == nullptr) {
+    return;
+  }
+  const std::optional<CompressionOptions> compression = options_.hook->on_devices();
+  Require(compression.has_value(), "a hook that devices can stand in for, with NCCL");
+  std::vector<DeviceCopy*> copies;
+  for (const int first : devices_->firsts()) {
+    copies.push_back(&devices_->copy(first));
+  }
+  compression_ = std::make_unique<DeviceCompression>(std::move(copies), parameters_, plan_.elements,
+                                                     *compression);
+}
 
 Result<Arena> Reducer::MakeArena(int replica) {
   if (options_.copies.empty()) {
@@ -83,6 +99,7 @@ std::unique_ptr<ReplicaSink> Reducer::MakeSink(int replica) {
                          .apart = on_device && options_.copies[r]->apart(),
                          .rows = options_.rows,
                          .seed_with_weight = options_.seed_with_weight,
+                         .early_bytes = launches() ? options_.limits.first_bytes : 0,
                          .complete = [this, replica](int bucket, Stream& stream) {
                            Complete(replica, bucket, stream);
                          }});
@@ -102,6 +119,9 @@ void Reducer::Rebuild(const BucketOrder& order, const BucketLimits& limits) {
       ZeroOnHost(level);
     }
     ZeroOnHost(mine.current);
+  }
+  if (compression_ != nullptr) {
+    compression_->Rebuild();
   }
 }
 
@@ -236,6 +256,9 @@ Status Reducer::Landed(int bucket) {
   if (status.ok() && devices_ != nullptr && options_.nccl == nullptr) {
     const auto [begin, end] = plan_.GradientsOf(bucket);
     devices_->TakeOff(Arenas(), devices_->Landing(stack(0).current), begin, end);
+  }
+  if (status.ok() && compression_ != nullptr) {
+    Expand(bucket);
   }
   return status;
 }

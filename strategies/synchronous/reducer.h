@@ -38,7 +38,8 @@
 //
 // With NCCL (nccl_sums.h) a bucket does not leave the devices: each sums its own replicas, and the
 // journey is an all-reduce among the devices of all processes, in place. Weights alone travel from
-// the host. So it is within one process too, whose buckets then are launched like others.
+// the host. So it is within one process too, whose buckets then are launched like others. A hook
+// that only rounds is the devices' own to do there (device_compression.h).
 //
 // A process that trains alone has nothing to hide behind the backward pass: nothing is launched,
 // and the arenas are summed chunk by chunk when they are applied, while the chunk is in the cache.
@@ -75,6 +76,7 @@
 
 #include "synchronous/arena.h"
 #include "synchronous/bucket_plan.h"
+#include "synchronous/device_compression.h"
 #include "synchronous/device_copy.h"
 #include "synchronous/device_sums.h"
 #include "synchronous/nccl_sums.h"
@@ -186,6 +188,7 @@ class Reducer {
     return options_.after_pass && !plan_.buckets[static_cast<std::size_t>(bucket)].rows;
   }
   std::span<float> LandingOf(int bucket);
+  double BucketWeight() const;
   void Complete(int replica, int bucket, Stream& stream);
   void Launch(int bucket, Stream& stream);
   void StopLaunching(int bucket);  // with the lock held
@@ -205,12 +208,15 @@ class Reducer {
   Result<Arena> MakeArena(int replica);
   Status AddLevel(int replica);
   std::unique_ptr<ReplicaSink> MakeSink(int replica);
+  void MakeCompression();
+  void Expand(int bucket);
 
   const ParameterSet& parameters_;
   const Options options_;
   BucketPlan plan_;
-  std::vector<Stack> stacks_;            // by replica
-  std::unique_ptr<DeviceSums> devices_;  // nullptr: without devices
+  std::vector<Stack> stacks_;                       // by replica
+  std::unique_ptr<DeviceSums> devices_;             // nullptr: without devices
+  std::unique_ptr<DeviceCompression> compression_;  // of what NCCL adds; nullptr: none
   std::vector<std::unique_ptr<ReplicaSink>> sinks_;
   Use use_;
   std::int64_t step_ = 0;

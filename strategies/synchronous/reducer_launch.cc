@@ -149,15 +149,14 @@ Communicator::Pending Reducer::LaunchDense(Flight& flight, int index,
     }
     flight.header = std::move(sum).value();
   }
-  flight.bucket.reset(new GradientBucket{
-      .index = index,
-      .values = values.subspan(header),
-      .parts = bucket.parts,
-      .weight = options_.seed_with_weight || pass_weight_ == 0 ? pass_weight_ : 1.0,
-      .step = step_,
-      .communicator = *options_.communicator,
-      .stream = *options.stream,
-      .options = options});
+  flight.bucket.reset(new GradientBucket{.index = index,
+                                         .values = values.subspan(header),
+                                         .parts = bucket.parts,
+                                         .weight = BucketWeight(),
+                                         .step = step_,
+                                         .communicator = *options_.communicator,
+                                         .stream = *options.stream,
+                                         .options = options});
   return options_.hook->Launch(*flight.bucket);
 }
 
@@ -184,11 +183,31 @@ Communicator::Pending Reducer::LaunchOnDevices(Flight& flight, int index,
   const auto [begin, end] = plan_.GradientsOf(index);
   const DeviceSums::Arenas arenas = Arenas();
   devices_->Sum(arenas, begin, end);
-  std::vector<std::span<float>> parts;
+  std::vector<Buffer> parts;
   for (const int first : devices_->firsts()) {
-    parts.push_back(stack(first).current.values(begin, end - begin));
+    const std::span<float> values = stack(first).current.values(begin, end - begin);
+    parts.push_back(
+        compression_ == nullptr
+            ? Buffer(values)
+            : compression_->Compress(parts.size(), values, begin,
+                                     plan_.buckets[static_cast<std::size_t>(index)].parts,
+                                     BucketWeight()));
   }
   return options_.nccl->AllReduce(parts, options);
+}
+
+// Back from 16 bits, on every device.
+void Reducer::Expand(int bucket) {
+  const auto [begin, end] = plan_.GradientsOf(bucket);
+  std::size_t copy = 0;
+  for (const int first : devices_->firsts()) {
+    compression_->Expand(copy++, stack(first).current.values(begin, end - begin), begin);
+  }
+}
+
+// What this process's gradients were scaled by.
+double Reducer::BucketWeight() const {
+  return options_.seed_with_weight || pass_weight_ == 0 ? pass_weight_ : 1.0;
 }
 
 Communicator::Pending Reducer::LaunchRows(const BucketPlan::Bucket& bucket,

@@ -45,6 +45,7 @@ class ReplicaSink final : public GradientSink {
     bool apart = false;            // the arenas are in a device's own memory
     StepRows* rows = nullptr;      // of the model's tables, if it has any
     bool seed_with_weight = true;  // loss_seed(): the replica's weight, or 1
+    std::int64_t early_bytes = 0;  // see GradientSink
     // The bucket is complete on this replica, behind what the stream holds.
     std::function<void(int bucket, Stream& stream)> complete;
   };
@@ -76,6 +77,7 @@ class ReplicaSink final : public GradientSink {
   void AddRows(int table, std::span<const std::uint64_t> ids,
                std::span<const float> values) override;
   void Ready(int parameter) override;
+  std::int64_t early_bytes() const override { return parts_.early_bytes; }
   void SetWeight(double weight) override;
   float loss_seed() const override;
 

@@ -10,6 +10,7 @@
 
 #include "synchronous/batch_memory.h"
 #include "synchronous/distributed_dataset.h"
+#include "synchronous/inputs_ahead.h"
 #include "synchronous/synchronous_strategy.h"
 
 namespace cohort {
@@ -135,6 +136,13 @@ Result<std::unique_ptr<DistributedDataset>> SynchronousStrategy::Distribute(
                              std::move(part), local_replicas_));
   if (options.evaluation) {
     return batches;
+  }
+  if (options.copy_ahead && apart != devices_.end()) {
+    std::vector<std::shared_ptr<Device>> of_replicas;
+    for (int replica = 0; replica < local_replicas_; ++replica) {
+      of_replicas.push_back(devices_[static_cast<std::size_t>(replica / turns_)]);
+    }
+    batches = CopyAhead(std::move(batches), of_replicas, options_.log);
   }
   usual_weight_ = static_cast<double>(
       std::bit_floor(static_cast<std::uint64_t>(dataset.batch_size() / replicas)));

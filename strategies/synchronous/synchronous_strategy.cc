@@ -183,7 +183,6 @@ Status SynchronousStrategy::BindTo(ParameterSet& parameters, const Optimizer& op
     if (options_.make_bucket_hook) {
       hook_ = options_.make_bucket_hook();
       Require(hook_ != nullptr, "make_bucket_hook makes a hook");
-      COHORT_RETURN_IF_ERROR(hook_->Bind(parameters, *communicator_));
     }
     const std::vector<std::string> settings{
         "replicas per process: " + std::to_string(local_replicas_),
@@ -217,6 +216,9 @@ Status SynchronousStrategy::BindTo(ParameterSet& parameters, const Optimizer& op
   COHORT_RETURN_IF_ERROR(BindRows(parameters, optimizer));
   COHORT_RETURN_IF_ERROR(MakeCopies(parameters));
   COHORT_RETURN_IF_ERROR(ChooseCrossDevice());
+  if (hook_ != nullptr && cross_device_.nccl == nullptr) {
+    COHORT_RETURN_IF_ERROR(hook_->Bind(parameters, *communicator_));
+  }
   COHORT_RETURN_IF_ERROR(ChooseOneBucket());
   COHORT_RETURN_IF_ERROR(MakeReducer(parameters));
   MakeParts(parameters, optimizer);
@@ -314,6 +316,7 @@ Status SynchronousStrategy::ChooseCrossDevice() {
   auto chosen = ChooseCrossDeviceOps(options_, {.copies = copies_,
                                                 .job = communicator_,
                                                 .store = membership_->store(),
+                                                .hook = hook_.get(),
                                                 .binding = bindings_++});
   if (!chosen.ok()) {
     return communicator_ == nullptr ? chosen.status() : membership_->Explain(chosen.status());

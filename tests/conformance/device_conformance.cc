@@ -516,5 +516,37 @@ TEST_P(DeviceConformance, AGraphDoesAgainWhatItsStreamWasFed) {
   EXPECT_EQ(Difference(memory.Results(), expected, 0), "");
 }
 
+TEST_P(DeviceConformance, AGraphInPartsLetsOtherWorkInBetween) {
+  CallMemory memory(device(), stream(), 0);
+  const FloatSpan one = memory.In({1.0F, 1.0F, 1.0F});
+  const FloatSpan x = memory.InOut({1.0F, 2.0F, 3.0F});
+  const FloatSpan y = memory.Out(3);
+  const auto parts = device().CaptureParts(stream(), [&](const Device::Cut& cut) {
+    kernels().Add(stream(), x, x, x);
+    cut();
+    kernels().Add(stream(), x, x, y);
+  });
+  if (parts.empty()) {
+    return;  // it captures nothing
+  }
+  ASSERT_EQ(parts.size(), 2U);
+  for (int i = 0; i < 2; ++i) {
+    parts[0]->Replay(stream());
+    kernels().Add(stream(), x, one, x);
+    parts[1]->Replay(stream());
+  }
+  // What fails behind a cut leaves nothing behind.
+  EXPECT_THROW((void)device().CaptureParts(stream(),
+                                           [&](const Device::Cut& cut) {
+                                             kernels().Add(stream(), x, one, x);
+                                             cut();
+                                             throw StatusError(DataLoss("in the second part"));
+                                           }),
+               StatusError);
+  ASSERT_EQ(Synchronize(), OkStatus());
+  const std::vector<std::vector<double>> expected = {{7, 11, 15}, {14, 22, 30}};
+  EXPECT_EQ(Difference(memory.Results(), expected, 0), "");
+}
+
 }  // namespace
 }  // namespace cohort::testing

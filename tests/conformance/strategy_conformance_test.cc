@@ -104,7 +104,9 @@ StrategyWorld ByNccl(std::string name, const std::vector<std::vector<int>>& repl
                                           return BytesOf(device, address, bytes);
                                         });
     };
-    if (options.virtual_shards == 0 && (processes == 1 || !options.make_bucket_hook)) {
+    const bool hooked = options.make_bucket_hook != nullptr;
+    if (options.virtual_shards == 0 &&
+        (processes == 1 || !hooked || options.make_bucket_hook()->on_devices().has_value())) {
       options.cross_device_ops = "nccl";
     }
     return make(process, std::move(options));

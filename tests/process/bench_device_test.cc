@@ -43,7 +43,8 @@ TEST(BenchDevice, JsonHasALineForEachKernel) {
   }
   for (const char* kernel :
        {"memory copy", "adamw", "layer norm, backward", "cross-entropy, backward",
-        "attention, backward", "batch norm, backward", "convolution, by kernel", "product"}) {
+        "attention, backward", "batch norm, backward", "max pool, backward",
+        "compress, with feedback", "convolution, by kernel", "product"}) {
     EXPECT_EQ(kernels.count(kernel), 1U) << kernel;
   }
 }

@@ -337,6 +337,10 @@ class FarKernels final : public Kernels {
   void Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) override {
     cpu_->Dropout(stream, spec, view_(x), view_(y));
   }
+  void Compress(Stream& stream, ConstFloatSpan x, double weight, FloatSpan residual,
+                Elements y) override {
+    cpu_->Compress(stream, view_(x), weight, view_(residual), view_(y));
+  }
 
   void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) override {
     cpu_->CopyRows(stream, size, View2(size, from), View2(size, to));
@@ -503,17 +507,19 @@ class FarStream final : public Stream {
     return stream_->Synchronize(deadline);
   }
 
-  std::vector<Work> Recorded(const std::function<void()>& feed) {
+  std::vector<std::vector<Work>> Recorded(const std::function<void(const Device::Cut&)>& feed) {
+    std::vector<std::vector<Work>> parts;
     std::vector<Work> works;
     recording_ = &works;
     try {
-      feed();
+      feed([&] { parts.push_back(std::exchange(works, {})); });
     } catch (...) {
       recording_ = nullptr;
       throw;
     }
     recording_ = nullptr;
-    return works;
+    parts.push_back(std::move(works));
+    return parts;
   }
 
  private:
@@ -580,9 +586,17 @@ class FarDevice final : public Device, public std::enable_shared_from_this<FarDe
     });
   }
   std::unique_ptr<Graph> Capture(Stream& stream, const std::function<void()>& feed) override {
+    return std::move(CaptureParts(stream, [&](const Cut& /*cut*/) { feed(); }).front());
+  }
+  std::vector<std::unique_ptr<Graph>> CaptureParts(
+      Stream& stream, const std::function<void(const Cut& cut)>& feed) override {
     auto* const mine = dynamic_cast<FarStream*>(&stream);
     Require(mine != nullptr, "Capture with a stream of the device");
-    return std::make_unique<FarGraph>(mine->Recorded(feed));
+    std::vector<std::unique_ptr<Graph>> parts;
+    for (std::vector<FarStream::Work>& works : mine->Recorded(feed)) {
+      parts.push_back(std::make_unique<FarGraph>(std::move(works)));
+    }
+    return parts;
   }
 
  private:

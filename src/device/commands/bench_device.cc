@@ -56,6 +56,7 @@ class Bench {
     for (const DType type : {DType::kFloat32, DType::kBFloat16}) {
       Rows(type);
       BatchNorm(type);
+      Pools(type);
       CrossEntropy(type);
       Attention(type);
       Convolution(type);
@@ -132,6 +133,9 @@ class Bench {
     Measure("dropout", size, 2 * n, 0, [&] {
       kernels_->Dropout(*stream_, {.rate = 0.1F, .key = 1, .step = 2, .first = 0}, a, b);
     });
+    const Elements narrow = Filled(parameters_, DType::kBFloat16);
+    Measure("compress, with feedback", size, 3.5 * n, 0,
+            [&] { kernels_->Compress(*stream_, a, 1, b, narrow); });
     Free();
   }
 
@@ -254,6 +258,40 @@ class Bench {
       kernels_->BatchNormBackwardSums(*stream_, norm, sums);
       kernels_->BatchNormBackward(*stream_, norm, sums, count);
     });
+    Free();
+  }
+
+  // As behind a ResNet's first convolution.
+  void Pools(DType type) {
+    const PoolSpec spec{.batch = std::max<std::int64_t>(rows_ / 32, 1),
+                        .height = 112,
+                        .width = 112,
+                        .channels = 64,
+                        .window_h = 3,
+                        .window_w = 3,
+                        .stride_h = 2,
+                        .stride_w = 2,
+                        .pad_top = 1,
+                        .pad_bottom = 1,
+                        .pad_left = 1,
+                        .pad_right = 1,
+                        .type = type};
+    PoolPlan& plan = kernels_->Pool(spec);
+    const std::int64_t in = spec.batch * spec.height * spec.width * spec.channels;
+    const std::int64_t out = spec.batch * spec.out_height() * spec.out_width() * spec.channels;
+    const auto chosen = static_cast<double>(plan.workspace_bytes()) / sizeof(float);
+    const double floats = static_cast<double>(in + out) * Share(type) + chosen;
+    const std::string size = std::to_string(spec.batch) + " x 112 x 112 x 64, 3 x 3, by 2";
+    const Elements x = Filled(in, type);
+    const Elements y = Filled(out, type);
+    memory_.push_back(device_->Allocate(
+        static_cast<std::size_t>(std::max<std::int64_t>(plan.workspace_bytes(), 1)),
+        "where maxima were"));
+    std::byte* const workspace = memory_.back().get();
+    Measure(Named("max pool", type), size, floats, 0,
+            [&] { plan.Forward(*stream_, x.raw(), y.raw(), workspace); });
+    Measure(Named("max pool, backward", type), size, floats, 0,
+            [&] { plan.Backward(*stream_, y.raw(), workspace, x.raw()); });
     Free();
   }
 

@@ -62,6 +62,11 @@ class CudaDevice final : public Device, public std::enable_shared_from_this<Cuda
     Require(AsCuda(stream).state()->gpu == gpu_, "a device captures its own streams");
     return CaptureGraph(AsCuda(stream).state(), feed);
   }
+  std::vector<std::unique_ptr<Graph>> CaptureParts(
+      Stream& stream, const std::function<void(const Cut& cut)>& feed) override {
+    Require(AsCuda(stream).state()->gpu == gpu_, "a device captures its own streams");
+    return CaptureGraphs(AsCuda(stream).state(), feed);
+  }
 
  private:
   // The block, and this device with it.

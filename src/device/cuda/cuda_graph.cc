@@ -1,7 +1,7 @@
 #include "cuda/cuda_graph.h"
 
-#include <exception>
 #include <utility>
+#include <vector>
 
 namespace cohort::cuda {
 namespace {
@@ -50,55 +50,102 @@ void Close(Capture& capture) {
   }
 }
 
+// What a stream is fed from Begin to End. What fails in between fails the recording, not the
+// stream.
+class Recorder {
+ public:
+  explicit Recorder(std::shared_ptr<StreamState> state) : state_(std::move(state)) {}
+  // What is recorded and was not ended is dropped.
+  ~Recorder() {
+    if (capture_ != nullptr) {
+      (void)Stop();
+    }
+  }
+  Recorder(const Recorder&) = delete;
+  Recorder& operator=(const Recorder&) = delete;
+
+  void Begin() {
+    Require(state_->capture == nullptr, "a stream is recorded for one graph at a time");
+    UseGpu(state_->gpu->ordinal);
+    const auto capture = std::make_shared<Capture>();
+    state_->capture = capture;
+    capture->streams.push_back(state_);
+    state_->gpu->streams->SetCaptured(state_->native, true);
+    const cudaError_t begun =
+        cudaStreamBeginCapture(state_->native, cudaStreamCaptureModeThreadLocal);
+    if (begun != cudaSuccess) {
+      Close(*capture);
+      Check(begun, state_->gpu->name + ": recording a graph");
+    }
+    before_ = state_->ExchangeFate(std::make_shared<Fate>());
+    capture_ = capture;
+  }
+
+  // Throws StatusError where what was recorded can't be a graph.
+  std::unique_ptr<Graph> End() {
+    const std::shared_ptr<Capture> capture = capture_;
+    Stopped stopped = Stop();
+    cudaGraphExec_t executable = nullptr;
+    if (stopped.status.ok()) {
+      const cudaError_t error = cudaGraphInstantiate(&executable, stopped.graph.get(), 0);
+      if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+        stopped.status = state_->Describe(error, "making a graph of what was recorded");
+      }
+    }
+    OrThrow(stopped.status);
+    return std::make_unique<CudaGraph>(executable, capture);
+  }
+
+ private:
+  struct Destroy {
+    void operator()(cudaGraph_t graph) const { (void)cudaGraphDestroy(graph); }
+  };
+  struct Stopped {
+    std::unique_ptr<CUgraph_st, Destroy> graph;
+    Status status;
+  };
+
+  // The stream feeds the device again.
+  Stopped Stop() {
+    const std::shared_ptr<Capture> capture = std::exchange(capture_, nullptr);
+    cudaGraph_t graph = nullptr;
+    const cudaError_t error = cudaStreamEndCapture(state_->native, &graph);
+    Close(*capture);
+    (void)cudaGetLastError();
+    Stopped stopped;
+    stopped.graph.reset(graph);
+    stopped.status = state_->ExchangeFate(std::exchange(before_, nullptr))->status();
+    if (stopped.status.ok() && error != cudaSuccess) {
+      stopped.status = state_->Describe(error, "recording a graph");
+    }
+    return stopped;
+  }
+
+  const std::shared_ptr<StreamState> state_;
+  std::shared_ptr<Capture> capture_;  // nullptr: nothing is recorded
+  std::shared_ptr<Fate> before_;      // the stream's, meanwhile
+};
+
 }  // namespace
+
+std::vector<std::unique_ptr<Graph>> CaptureGraphs(
+    const std::shared_ptr<StreamState>& state,
+    const std::function<void(const Device::Cut& cut)>& feed) {
+  Recorder recorder(state);
+  std::vector<std::unique_ptr<Graph>> parts;
+  recorder.Begin();
+  feed([&] {
+    parts.push_back(recorder.End());
+    recorder.Begin();
+  });
+  parts.push_back(recorder.End());
+  return parts;
+}
 
 std::unique_ptr<Graph> CaptureGraph(const std::shared_ptr<StreamState>& state,
                                     const std::function<void()>& feed) {
-  Require(state->capture == nullptr, "a stream is recorded for one graph at a time");
-  UseGpu(state->gpu->ordinal);
-  const auto capture = std::make_shared<Capture>();
-  state->capture = capture;
-  capture->streams.push_back(state);
-  state->gpu->streams->SetCaptured(state->native, true);
-  const cudaError_t begun = cudaStreamBeginCapture(state->native, cudaStreamCaptureModeThreadLocal);
-  if (begun != cudaSuccess) {
-    Close(*capture);
-    Check(begun, state->gpu->name + ": recording a graph");
-  }
-
-  // What fails while it is recorded fails the recording, not the stream.
-  const std::shared_ptr<Fate> before = state->ExchangeFate(std::make_shared<Fate>());
-  std::exception_ptr thrown;
-  try {
-    feed();
-  } catch (...) {
-    thrown = std::current_exception();
-  }
-  cudaGraph_t graph = nullptr;
-  cudaError_t error = cudaStreamEndCapture(state->native, &graph);
-  Close(*capture);
-  (void)cudaGetLastError();
-
-  Status status = state->ExchangeFate(before)->status();
-  if (status.ok() && error != cudaSuccess) {
-    status = state->Describe(error, "recording a graph");
-  }
-  cudaGraphExec_t executable = nullptr;
-  if (thrown == nullptr && status.ok()) {
-    error = cudaGraphInstantiate(&executable, graph, 0);
-    if (error != cudaSuccess) {
-      (void)cudaGetLastError();
-      status = state->Describe(error, "making a graph of what was recorded");
-    }
-  }
-  if (graph != nullptr) {
-    (void)cudaGraphDestroy(graph);
-  }
-  if (thrown != nullptr) {
-    std::rethrow_exception(thrown);
-  }
-  OrThrow(status);
-  return std::make_unique<CudaGraph>(executable, capture);
+  return std::move(CaptureGraphs(state, [&](const Device::Cut& /*cut*/) { feed(); }).front());
 }
 
 }  // namespace cohort::cuda

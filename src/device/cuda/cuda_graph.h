@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <vector>
 
 #include "cuda/cuda_stream.h"
 
@@ -13,5 +14,9 @@ namespace cohort::cuda {
 // `feed` throws.
 std::unique_ptr<Graph> CaptureGraph(const std::shared_ptr<StreamState>& state,
                                     const std::function<void()>& feed);
+// The same, of Device::CaptureParts.
+std::vector<std::unique_ptr<Graph>> CaptureGraphs(
+    const std::shared_ptr<StreamState>& state,
+    const std::function<void(const Device::Cut& cut)>& feed);
 
 }  // namespace cohort::cuda

@@ -34,6 +34,8 @@ class CudaKernels final : public Kernels {
   void ActivateBackward(Stream& stream, Activation f, ConstElements x, ConstElements y,
                         ConstElements dy, Elements dx) override;
   void Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) override;
+  void Compress(Stream& stream, ConstFloatSpan x, double weight, FloatSpan residual,
+                Elements y) override;
 
   void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) override;
   void SumRows(Stream& stream, RowsOf size, ConstElements x, FloatSpan sums) override;

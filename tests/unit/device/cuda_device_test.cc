@@ -4,6 +4,9 @@
 
 #include <atomic>
 #include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <future>
 #include <memory>
 #include <numeric>
@@ -200,6 +203,48 @@ TEST_F(CudaDeviceTest, MemoryThatIsOutNamesTheRequest) {
     EXPECT_THAT(error.status().message(), HasSubstr(" are left"));
   }
   EXPECT_TRUE(stream->Synchronize(Soon()).ok()) << "nothing else is harmed";
+}
+
+// In a process of its own: what loses the context is told as Unavailable, with the kernel's name,
+// by this stream and all that comes after, and everything can still be let go of, at exit too.
+TEST_F(CudaDeviceTest, AnIllegalAddressLosesTheDeviceAndNotTheProgram) {
+  GTEST_FLAG_SET(death_test_style, "threadsafe");
+  const auto lose = [this] {
+    const auto expect = [](bool right, const char* what, const std::string& message) {
+      if (!right) {
+        std::fprintf(stderr, "%s: %s\n", what, message.c_str());
+        std::_Exit(1);
+      }
+    };
+    const FloatSpan x = Floats(1000);
+    const auto other = device->MakeStream();
+    kernels->Fill(*stream, x, 1.0F);
+    OrThrow(stream->Synchronize(Soon()));
+    kernels->Fill(*stream, {reinterpret_cast<float*>(std::uintptr_t{4096}), 1000}, 1.0F);
+    int ran = 0;
+    stream->Enqueue([&ran] { return ++ran, OkStatus(); });
+    const Status status = stream->Synchronize(Soon());
+    expect(status.code() == StatusCode::kUnavailable, "no loss", status.ToString());
+    expect(status.message().find("Fill") != std::string::npos, "unnamed", status.message());
+    expect(status.message().find("cudaErrorIllegalAddress") != std::string::npos, "without reason",
+           status.message());
+    kernels->Fill(*other, x, 2.0F);
+    const Status later = other->Synchronize(Soon());
+    expect(later.code() == StatusCode::kUnavailable, "another stream goes on", later.ToString());
+    try {
+      (void)device->Allocate(std::size_t{1} << 20, "after the loss");
+      expect(false, "memory of a lost device", "");
+    } catch (const StatusError& error) {
+      expect(error.status().code() == StatusCode::kUnavailable, "memory", error.what());
+    }
+    blocks.clear();
+    kernels.reset();
+    stream.reset();
+    device.reset();
+    std::fprintf(stderr, "let go\n");
+    std::exit(0);
+  };
+  EXPECT_EXIT(lose(), ::testing::ExitedWithCode(0), "let go");
 }
 
 TEST_F(CudaDeviceTest, MemoryOutlivesItsDevice) {

@@ -2,6 +2,7 @@
 
 #include <cohort/nn/recorded_step.h>
 
+#include <cohort/device/ahead_copy.h>
 #include <cohort/nn/losses.h>
 #include <cohort/nn/models.h>
 #include <cohort/optim/optimizers.h>
@@ -9,6 +10,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -41,12 +43,20 @@ class DeviceSink final : public GradientSink {
                          parameters_.value(parameter).size());
   }
   void AddSlices(int, const IndexedSlices&) override { FAIL() << "no rows here"; }
-  void Ready(int parameter) override { ready.push_back(parameter); }
+  void Ready(int parameter) override {
+    ready.push_back(parameter);
+    if (on_ready) {
+      on_ready(parameter);
+    }
+  }
+  std::int64_t early_bytes() const override { return early; }
   float loss_seed() const override { return seed; }
   std::span<float> all() const { return arena_.data<float>(); }
 
   float seed = 4;
+  std::int64_t early = 0;
   std::vector<int> ready;
+  std::function<void(int parameter)> on_ready;
 
  private:
   const ParameterSet& parameters_;
@@ -148,6 +158,60 @@ TEST(RecordedStep, HasTheBitsOfFedSteps) {
   EXPECT_EQ(recorded.step->replays(), 12 - 2 - 2) << "two of each size are fed";
 }
 
+// In parts, for who begins with gradients while others are computed.
+TEST(RecordedStep, InPartsHasTheBitsOfFedSteps) {
+  Bench recorded;
+  Bench fed;
+  recorded.sink->early = 1;
+  for (int i = 1; i <= 12; ++i) {
+    const std::vector<Tensor> batch = Batch(i % 4 == 0 ? 2 : 5, static_cast<std::uint64_t>(i));
+    recorded.sink->ready.clear();
+    fed.sink->ready.clear();
+    ASSERT_EQ(recorded.Train(i, batch, true), fed.Train(i, batch, false)) << "step " << i;
+    ASSERT_EQ(recorded.sink->ready, fed.sink->ready) << "step " << i;
+  }
+  EXPECT_EQ(recorded.step->replays(), 12 - 2 - 2);
+}
+
+// What is put on the stream when the first gradient is Ready finds the last one not yet written,
+// unless nobody asked for the step in parts.
+TEST(RecordedStep, SaysReadyBehindThePartThatWroteIt) {
+  for (const bool early : {true, false}) {
+    SCOPED_TRACE(early);
+    Bench bench;
+    bench.sink->early = early ? 1 : 0;
+    for (int i = 1; i <= 3; ++i) {
+      bench.sink->ready.clear();
+      bench.Train(i, Batch(5, static_cast<std::uint64_t>(i)), true);
+    }
+    ASSERT_EQ(bench.step->replays(), 1);
+    const int first = bench.sink->ready.front();
+    const int last = bench.sink->ready.back();
+    const auto value = [&bench](int parameter) {
+      const FloatSpan gradient = bench.sink->Accumulator(parameter);
+      return *reinterpret_cast<const float*>(testing::BytesOf(
+          *bench.device, reinterpret_cast<std::byte*>(gradient.data()), sizeof(float)));
+    };
+    constexpr float kBefore = 77;
+    bench.workspace.KernelsFor(1).Fill(*bench.stream, bench.sink->all(), kBefore);
+    std::vector<float> seen;
+    bench.sink->on_ready = [&](int parameter) {
+      if (parameter == first) {
+        bench.stream->Enqueue([&seen, &value, first, last] {
+          seen = {value(first), value(last)};
+          return OkStatus();
+        });
+      }
+    };
+    bench.Train(4, Batch(5, 4), true);
+    EXPECT_EQ(bench.step->replays(), 2);
+    ASSERT_EQ(seen.size(), 2U);
+    EXPECT_NE(seen[0], kBefore);
+    EXPECT_EQ(seen[1] == kBefore, early);
+    EXPECT_NE(value(last), kBefore);
+  }
+}
+
 // A copy in memory that a device copies from by itself.
 std::vector<Tensor> PageLocked(Device& device, const std::vector<Tensor>& batch) {
   std::vector<Tensor> copies;
@@ -173,6 +237,31 @@ TEST(RecordedStep, TakesPageLockedBatchesFromWhereTheyAre) {
     ASSERT_EQ(recorded.Train(i, kept.back(), true), fed.Train(i, batch, false)) << "step " << i;
   }
   EXPECT_EQ(recorded.step->replays(), 10 - 2 - 2);
+}
+
+// What goes along with a batch in the device's memory is taken from there: the host's may hold
+// anything.
+TEST(RecordedStep, TakesCopiesThatWereMadeAhead) {
+  Bench recorded;
+  Bench fed;
+  const auto stream = recorded.device->MakeStream();
+  for (int i = 1; i <= 6; ++i) {
+    const std::vector<Tensor> batch = Batch(5, static_cast<std::uint64_t>(i));
+    std::vector<Tensor> ahead = PageLocked(*recorded.device, batch);
+    std::vector<std::shared_ptr<AheadCopy>> copies;
+    for (Tensor& tensor : ahead) {
+      copies.push_back(std::make_shared<AheadCopy>(
+          recorded.device, recorded.device->Allocate(tensor.bytes(), "a batch")));
+      recorded.device->Copy(*stream, tensor.raw(), copies.back()->memory(), tensor.bytes());
+      copies.back()->Begun(stream->Record());
+      ASSERT_EQ(stream->Synchronize(DeadlineAfter(kTimeout)), OkStatus());
+      std::memset(tensor.raw(), 0xff, tensor.bytes());  // NaN, and no class
+      tensor = tensor.WithTwin(copies.back());
+    }
+    ASSERT_EQ(recorded.Train(i, ahead, true), fed.Train(i, batch, false)) << "step " << i;
+    EXPECT_TRUE(copies[0]->used() && copies[1]->used());
+  }
+  EXPECT_EQ(recorded.step->replays(), 6 - 2);
 }
 
 TEST(RecordedStep, IsRecordedAnewWhereGradientsMove) {

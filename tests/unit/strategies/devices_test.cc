@@ -6,6 +6,7 @@
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
 #include <cohort/nn/operations.h>
+#include <cohort/nn/recorded_step.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/devices.h>
 #include <cohort/strategies/synchronous.h>
@@ -113,7 +114,8 @@ std::vector<Trained> Train(int processes, const std::vector<Devices>& devices,
     COHORT_ASSIGN_OR_RETURN(const auto strategy,
                             MakeSynchronousStrategy(std::move(parts), std::move(mine)));
     COHORT_RETURN_IF_ERROR(strategy->Bind(model.parameters, Clipped()));
-    COHORT_ASSIGN_OR_RETURN(const auto data, strategy->Distribute(IntegerData(45, 14)));
+    COHORT_ASSIGN_OR_RETURN(const auto data,
+                            strategy->Distribute(IntegerData(45, 14), {.copy_ahead = true}));
     std::vector<double> losses;
     COHORT_RETURN_IF_ERROR(data->BeginEpoch(0));
     while (true) {
@@ -164,6 +166,83 @@ TEST(DevicesTest, ProcessesHaveTheBitsOfTheCpu) {
   EXPECT_EQ(Train(2, {{far[0], far[1]}, {far[2], CpuDevice()}}, options), expected);
   options.whole_updates = true;
   EXPECT_EQ(Train(2, {{far[0], far[1]}, {far[2], far[3]}}, options), expected);
+}
+
+// Replayed steps, in parts, whose buckets travel meanwhile: two processes, with gradients through
+// the host's memory. More parts than one, since buckets are small.
+TEST(DevicesTest, ReplayedStepsHaveTheBitsOfFedOnes) {
+  const auto train = [](const Devices& of_processes, bool replay) {
+    auto communicators = MakeLocalCommunicators(2);
+    std::vector<std::vector<float>> values(2);
+    testing::ExpectAllOk(testing::RunRanks(2, [&](int process) -> Status {
+      const auto p = static_cast<std::size_t>(process);
+      StrategyOptions options;
+      options.devices = {of_processes[p]};
+      options.intra_op_threads = 1;
+      options.first_bucket_bytes = 256;
+      options.communication.bytes_per_pack = 256;
+      SynchronousParts parts;
+      parts.communicator = std::move(communicators[p]);
+      ParameterSet parameters;
+      const nn::Dense first(parameters, "first", 4, 24, {.activation = Activation::kRelu});
+      const nn::Dense second(parameters, "second", 24, 24, {.activation = Activation::kRelu});
+      const nn::Dense third(parameters, "third", 24, 4);
+      parameters.Build();
+      nn::Workspaces workspaces;
+      nn::RecordedSteps recorded(workspaces);
+      std::int64_t replays = 0;
+      const StepFn step = [&](ReplicaContext& context,
+                              const data::Batch& batch) -> Result<ReplicaResult> {
+        const auto body = [&](nn::Tape& tape, std::span<const Tensor> in) {
+          return std::vector{nn::MeanSquaredError(third(second(first(tape.Input(in[0])))), in[0])};
+        };
+        const nn::TapeOptions tape_options{.step = context.step, .intra_op_threads = 1};
+        float loss = 0;
+        if (replay) {
+          nn::RecordedStep& mine =
+              recorded.For(context.local_replica, context.device, context.parameters);
+          COHORT_ASSIGN_OR_RETURN(const std::vector<Tensor> out,
+                                  mine.Run(context.stream, context.gradients, tape_options,
+                                           std::vector{batch["x"]}, body));
+          replays = mine.replays();
+          loss = out[0].data<float>()[0];
+        } else {
+          nn::Tape tape(context.parameters, context.stream,
+                        workspaces.For(context.local_replica, context.device), tape_options);
+          const nn::Variable mean = body(tape, std::vector{batch["x"]})[0];
+          tape.Backward(mean, context.gradients);
+          COHORT_RETURN_IF_ERROR(tape.Finish());
+          loss = mean.value();
+        }
+        const auto weight = static_cast<double>(batch.size);
+        return ReplicaResult{.loss_sum = loss * weight, .weight = weight, .metric_sums = {}};
+      };
+      COHORT_ASSIGN_OR_RETURN(const auto strategy,
+                              MakeSynchronousStrategy(std::move(parts), std::move(options)));
+      COHORT_RETURN_IF_ERROR(strategy->Bind(parameters, Clipped()));
+      COHORT_ASSIGN_OR_RETURN(const auto data,
+                              strategy->Distribute(IntegerData(80, 10), {.copy_ahead = true}));
+      COHORT_RETURN_IF_ERROR(data->BeginEpoch(0));
+      for (int i = 0; i < 8; ++i) {
+        COHORT_ASSIGN_OR_RETURN(const auto batch, data->Next());
+        COHORT_RETURN_IF_ERROR(strategy->Step(*batch, step).status());
+      }
+      EXPECT_EQ(replays, replay ? 8 - 2 : 0);
+      COHORT_RETURN_IF_ERROR(strategy->PullState());
+      values[p].assign(parameters.all().begin(), parameters.all().end());
+      return strategy->Shutdown();
+    }));
+    return values;
+  };
+  const std::vector<std::vector<float>> expected = train(kTwoCpus, false);
+  for (const bool late : {false, true}) {
+    SCOPED_TRACE(late);
+    const Devices far = MakeFarDevices(
+        2,
+        late ? LateStreams(9, std::chrono::microseconds(40)) : [] { return MakeInlineStream(); });
+    EXPECT_EQ(train(far, false), expected);
+    EXPECT_EQ(train(far, true), expected);
+  }
 }
 
 TEST(DevicesTest, HooksSeeTheHostsMemory) {
@@ -350,6 +429,32 @@ TEST(ChooseDevices, ANumberIsOfReplicasOnTheCpu) {
   EXPECT_EQ(options.devices, kTwoCpus);
   EXPECT_THAT(ChooseDevices("0", "mirrored", options).message(), HasSubstr("at least 1"));
   EXPECT_EQ(ChooseDevices("gpu", "", options).code(), StatusCode::kInvalidArgument);
+}
+
+// Every GPU there is, or the CPU, with the reason in the log; other kinds keep to what options say.
+TEST(ChooseDevices, MirroredIsOnEveryGpuWhereNothingElseIsSaid) {
+  StrategyOptions options;
+  options.environment.emplace();
+  std::vector<std::string> log;
+  options.log = Log([&](LogLevel, std::string_view text) { log.emplace_back(text); });
+  const auto gpus = OpenDevices("cuda");
+  for (const char* const kind : {"one_device", "multi_worker_mirrored", "parameter_server", ""}) {
+    OrThrow(ChooseDevices("", kind, options));
+    EXPECT_TRUE(options.devices.empty()) << kind;
+  }
+  EXPECT_THAT(log, ::testing::IsEmpty());
+  OrThrow(ChooseDevices("", "mirrored", options));
+  ASSERT_EQ(log.size(), 1U);
+  if (!gpus.ok()) {
+    EXPECT_TRUE(options.devices.empty());
+    EXPECT_EQ(log[0], "mirrored on the CPU: " + gpus.status().message());
+    return;
+  }
+  ASSERT_EQ(options.devices.size(), gpus->size());
+  for (std::size_t g = 0; g < gpus->size(); ++g) {
+    EXPECT_EQ(options.devices[g]->name(), "cuda:" + std::to_string(g));
+    EXPECT_THAT(log[0], HasSubstr("cuda:" + std::to_string(g)));
+  }
 }
 
 // Here there is no such GPU: the error says which was looked for, and why.

@@ -22,6 +22,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -58,11 +59,21 @@ struct GradientBucket {
   CollectiveOptions options;
 };
 
+// Of gradients that travel as 16-bit floats, see MakeCompressionHook.
+struct CompressionOptions {
+  DType dtype = DType::kBFloat16;  // or kFloat16, whose values end at 65504: larger ones become inf
+  bool error_feedback = true;
+};
+
 class BucketHook {
  public:
   virtual ~BucketHook() = default;
   // With all settings that must be equal: compared between the processes in Bind.
   virtual std::string name() const = 0;
+  // Of a hook that does nothing but round: what GPUs may do in its place, with their own kernels,
+  // where gradients do not leave their memory (cross_device_ops nccl). It is not bound then. Of
+  // others buckets come to the host's memory, and NCCL has no part in them.
+  virtual std::optional<CompressionOptions> on_devices() const { return std::nullopt; }
   // Once, before the first Launch.
   virtual Status Bind(const ParameterSet& parameters, Communicator& communicator) = 0;
   // `bucket` and its spans stay as they are until the Work's Wait() has returned.
@@ -77,13 +88,10 @@ Communicator::Pending AllReduceBucket(const GradientBucket& bucket);
 std::unique_ptr<Work> Then(std::unique_ptr<Work> first, std::function<Status()> then);
 
 // Halves the bytes: gradients travel as bfloat16 or float16. Between two processes each gets the
-// other's values and adds in float; among more they are all-reduced in that type, which rounds each
-// sum. With error feedback a process adds what its rounding lost to its next gradient: 4 bytes more
-// per trainable parameter, not saved in checkpoints (a resumed run starts without).
-struct CompressionOptions {
-  DType dtype = DType::kBFloat16;  // or kFloat16, whose values end at 65504: larger ones become inf
-  bool error_feedback = true;
-};
+// other's values and adds in float; among more, and among GPUs by NCCL, they are all-reduced in
+// that type, which rounds each sum. With error feedback a process (by NCCL: a GPU) adds what its
+// rounding lost to its next gradient: 4 bytes more per parameter, not saved in checkpoints (a
+// resumed run starts without).
 std::unique_ptr<BucketHook> MakeCompressionHook(const CompressionOptions& options = {});
 
 // PowerSGD (Vogels, Karimireddy, Jaggi, 2019): a gradient matrix travels as two thin ones of `rank`

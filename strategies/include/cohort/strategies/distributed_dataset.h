@@ -34,6 +34,12 @@ struct InputOptions {
   // InvalidArgument. With kOwn each process gives a data set of its own, that has its share of the
   // examples; the features, the global batch and the remainder are those of the others.
   data::ShardPolicy policy = data::ShardPolicy::kData;
+  // On devices whose memory is apart from the host's, under synchronous strategies: with each batch
+  // that is handed out the one behind it is read, and copied to the devices, so that its step finds
+  // it there (AheadCopy); that takes the memory of a batch more. For programs that do not write to
+  // a batch's tensors: the copy has what was in them before. A Trainer asks for it. Of an
+  // evaluation, and elsewhere, nothing is copied ahead.
+  bool copy_ahead = false;
 };
 
 // Which share of the examples a process makes under ShardPolicy::kOwn, and of how many; as

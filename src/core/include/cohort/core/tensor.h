@@ -42,6 +42,13 @@ enum class MemorySpace : std::uint8_t {
   kDevice,  // a device's only: the host has the address, and must not follow it
 };
 
+// What goes along with a tensor: a copy of its values in another memory, say. Who knows its kind
+// looks for it.
+class TensorTwin {
+ public:
+  virtual ~TensorTwin() = default;
+};
+
 class Tensor {
  public:
   Tensor() = default;  // no memory: float32, shape [0]
@@ -80,11 +87,17 @@ class Tensor {
   // The same memory under another shape of as many elements.
   Tensor Reshaped(Shape shape) const;
 
+  // The same memory, and `twin` with this handle and what is made of it by copying and Reshaped;
+  // Rows are without.
+  Tensor WithTwin(std::shared_ptr<const TensorTwin> twin) const;
+  const TensorTwin* twin() const { return twin_.get(); }
+
  private:
   DType dtype_ = DType::kFloat32;
   MemorySpace space_ = MemorySpace::kHost;
   Shape shape_{0};
   std::shared_ptr<std::byte> data_;  // owners: every handle that aliases the block
+  std::shared_ptr<const TensorTwin> twin_;
 };
 
 }  // namespace cohort

@@ -13,6 +13,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <cohort/core/status.h>
@@ -61,6 +62,19 @@ class Device {
   // `feed` may not block on the stream, nor allocate. nullptr where the device cannot: `feed` was
   // not called.
   virtual std::unique_ptr<Graph> Capture(Stream& stream, const std::function<void()>& feed) = 0;
+  // The same in parts: `feed` is given what ends a part and begins the next. Replayed in their
+  // order they do what was fed, and other work may be put on the stream in between. At the end of
+  // a part the stream must have waited for other streams that take part. Empty where the device
+  // cannot; one part, where it does not cut.
+  using Cut = std::function<void()>;
+  virtual std::vector<std::unique_ptr<Graph>> CaptureParts(
+      Stream& stream, const std::function<void(const Cut& cut)>& feed) {
+    std::vector<std::unique_ptr<Graph>> parts;
+    if (auto graph = Capture(stream, [&] { feed([] {}); }); graph != nullptr) {
+      parts.push_back(std::move(graph));
+    }
+    return parts;
+  }
 };
 
 // The CPU. Its streams are inline. One and the same for all callers.

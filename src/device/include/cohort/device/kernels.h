@@ -86,6 +86,12 @@ class Kernels {
   // (first + i, step). Backwards is the same call on dy.
   virtual void Dropout(Stream& stream, const DropoutSpec& spec, ConstElements x, Elements y) = 0;
 
+  // What travels as 16 bits: y = x + weight * residual, rounded. The residual becomes what that
+  // lost, by unit of weight, and 0 where that is not finite; it stays with a weight of 0. Empty:
+  // y = x, rounded. The same bits on every device, but for NaNs.
+  virtual void Compress(Stream& stream, ConstFloatSpan x, double weight, FloatSpan residual,
+                        Elements y) = 0;
+
   // --- rows and columns
   virtual void CopyRows(Stream& stream, RowsOf size, Strided from, Strided to) = 0;
   // sums[c] = sum over rows of x(r, c).

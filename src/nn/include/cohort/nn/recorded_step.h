@@ -18,8 +18,9 @@
 // the step's number (dropout) or works on the host (rows of tables, batch norm over replicas,
 // sparse gradients).
 //
-// A step that is replayed says Ready when all of it is on the stream: communication hides behind
-// the backward pass only where steps are fed.
+// Where gradients are awaited while the pass goes on (GradientSink::early_bytes), the step is
+// captured in a few parts, and Ready is said behind the part that wrote a gradient: what is done
+// with it begins while the next ones run. Elsewhere it is one graph.
 //
 // Thread rules: the thread that feeds the stream. Lives no longer than the workspace.
 

@@ -42,6 +42,9 @@ class GradientSink {
   // Exactly once per trainable parameter and pass, after the writes were put on the replica's
   // stream.
   virtual void Ready(int parameter) = 0;
+  // So many bytes of gradients are worth Ready while the rest of the pass is still to be put on the
+  // stream: what is done with them begins then. 0: nothing is gained by that.
+  virtual std::int64_t early_bytes() const { return 0; }
 
   // d(objective)/d(mean loss over this replica's examples), from which the backward pass starts:
   // the replica's weight, so that gradients come out as sums over examples; 1 under the DDP- and

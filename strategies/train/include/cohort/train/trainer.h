@@ -122,12 +122,14 @@ class Trainer {
   Trainer(Strategy& strategy, ParameterSet& parameters, TrainerOptions options);
   ~Trainer();
 
-  // Trains for the epochs that are left. Where `validation` is given, evaluates on it after every
-  // epoch. Goes back, to the newest checkpoint or to where it began, when a server of sparse tables
-  // is lost, or a worker beside such servers (Strategy::Recover): the chief logs that, and step
-  // functions are called again for the steps in between; an evaluation that was not made, or not
-  // everywhere, is made (again) before training goes on. When this returns, no save is under way
-  // any more; where that was so at an error, the error has been reported to the other processes.
+  // Trains for the epochs that are left. On devices whose memory is apart the next batch is copied
+  // there ahead of its step (InputOptions::copy_ahead): steps do not write to batches. Where
+  // `validation` is given, evaluates on it after every epoch. Goes back, to the newest checkpoint
+  // or to where it began, when a server of sparse tables is lost, or a worker beside such servers
+  // (Strategy::Recover): the chief logs that, and step functions are called again for the steps in
+  // between; an evaluation that was not made, or not everywhere, is made (again) before training
+  // goes on. When this returns, no save is under way any more; where that was so at an error, the
+  // error has been reported to the other processes.
   Result<History> Fit(const data::Dataset& training, const StepFn& train_step,
                       const data::Dataset* validation = nullptr, const StepFn& evaluate_step = {});
 
