@@ -369,7 +369,8 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
       ShowShared(exchange_, at_once_.data);
     }
   }
-  at_once_.reduction.reset();  // what comes after the values show costs no time while peers are awaited
+  // What comes after the values show costs no time while peers are awaited.
+  at_once_.reduction.reset();
   if (exchange_.record().kind == OperationKind::kAllReduce) {
     at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
   }

@@ -31,7 +31,7 @@ struct Options {
   double seconds = 0.3;  // of each implementation and size, over all rounds
   std::chrono::milliseconds timeout{60'000};
   bool pin = true;
-  bool read = true;  // an operation lasts until each rank has read its result
+  bool read = true;                      // an operation lasts until each rank has read its result
   std::string rendezvous_host;           // tcp: the interface that routes there is used
   std::vector<int> rails = {1};          // tcp: see TcpOptions; several in turns
   std::vector<std::string> exec_prefix;  // before the command of a rank's process

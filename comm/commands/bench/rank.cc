@@ -30,9 +30,9 @@ Result<nlohmann::json> Obey(const nlohmann::json& order, Subject& subject, Start
     return nlohmann::json{{"bytes", workload ? workload->bytes() : 0}};
   }
   Require(workload.has_value(), "buffers are prepared before they are used");
-  COHORT_ASSIGN_OR_RETURN(const Block block,
-                          RunBlock(subject, start, *workload, order.at("iterations").get<int>(), k,
-                                   options));
+  COHORT_ASSIGN_OR_RETURN(
+      const Block block,
+      RunBlock(subject, start, *workload, order.at("iterations").get<int>(), k, options));
   return nlohmann::json{{"seconds", block.seconds},
                         {"wrong", block.wrong},
                         {"waited", block.waited},
