@@ -44,6 +44,7 @@ std::size_t Exchange::SegmentBytes(std::size_t element_bytes) const {
 MutableBytes Exchange::Scratch(std::size_t bytes) {
   if (bytes > scratch_bytes_) {
     scratch_.reset();
+    scratch_bytes_ = 0;
     scratch_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
     scratch_bytes_ = bytes;
   }

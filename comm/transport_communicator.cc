@@ -5,6 +5,8 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <exception>
+#include <new>
 #include <utility>
 
 #include "algorithms/algorithms.h"
@@ -80,9 +82,28 @@ Result<std::unique_ptr<Memory>> TransportCommunicator::Allocate(std::size_t byte
 
 // --- driving
 
+template <typename F>
+Status TransportCommunicator::Contain(F f) {
+  try {
+    return f();
+  } catch (const std::exception& error) {
+    const bool memory = dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
+    const std::string where = exchange_.record().Numbered() + " on " + exchange_.Name(rank_) + ": ";
+    const Status status =
+        memory ? ResourceExhausted(where + "no memory is left") : Internal(where + error.what());
+    try {
+      exchange_.Fail(status);
+    } catch (const std::exception& more) {  // the failure stands
+      options_.log.Warning(where + "its peers may not have been told: " + more.what());
+    }
+    FailWith(exchange_.failure());
+    return exchange_.failure();
+  }
+}
+
 void TransportCommunicator::RunNext() {
   if (at_once_.under_way) {
-    outcomes_->Finish(outcomes_->finished() + 1, FinishAtOnce());
+    outcomes_->Finish(outcomes_->finished() + 1, Contain([this] { return FinishAtOnce(); }));
     return;
   }
   Task task;
@@ -91,7 +112,7 @@ void TransportCommunicator::RunNext() {
     task = std::move(queue_.front());
     queue_.pop_front();
   }
-  const Status status = RunTask(task);
+  const Status status = Contain([&] { return RunTask(task); });
   task = Task();  // a stream's event may keep much alive
   outcomes_->Finish(outcomes_->finished() + 1, status);
 }
@@ -145,7 +166,10 @@ Status TransportCommunicator::EndTask(std::uint64_t flight, Algorithm algorithm,
 void TransportCommunicator::Hear() {
   const std::uint64_t ticks =
       TickClock::Ticks();  // what comes after may be news, if this is interrupted
-  exchange_.Idle(std::chrono::steady_clock::now());
+  (void)Contain([this]() -> Status {
+    exchange_.Idle(std::chrono::steady_clock::now());
+    return {};
+  });
   Heard();
   heard_ticks_ = ticks;
 }
@@ -224,7 +248,10 @@ void TransportCommunicator::Run() {
     }
     Sleep(had_role);
   }
-  exchange_.Close();
+  (void)Contain([this]() -> Status {
+    exchange_.Close();
+    return {};
+  });
 }
 
 void TransportCommunicator::Sleep(bool had_role) {
@@ -358,8 +385,9 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   }
   record.name = options.name;
   at_once_.timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
-  const Status begun = exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout,
-                                       /*quiet=*/true);
+  const Status begun = Contain([&] {
+    return exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout, /*quiet=*/true);
+  });
   at_once_.under_way = true;
   at_once_.data = BytesOf(buffer);
   at_once_.reduction.reset();
