@@ -514,7 +514,8 @@ Result<CostEstimate> TransportCommunicator::Explain(OperationKind kind, std::int
   const auto quiet = Quiet(kind, static_cast<std::size_t>(bytes), "auto");
   COHORT_ASSIGN_OR_RETURN(
       std::unique_ptr<Work> work,
-      Enqueue({.kind = OperationKind::kBarrier, .count = bytes}, 0, {.name = "explain"},
+      Enqueue({.kind = OperationKind::kBarrier, .count = bytes, .shape = kExplains}, 0,
+              {.name = "explain"},
               [this, kind, bytes, quiet, &estimate](Exchange& exchange, Algorithm /*algorithm*/) {
                 estimate = size_ > 1 ? cost_.Estimate(exchange, kind, bytes) : CostEstimate();
                 if (estimate.ok() && native_ && Takes(*native_, kind, DType::kFloat32, bytes)) {

@@ -49,6 +49,9 @@ struct TransportCommunicatorParts {
   bool shared_memory = false;  // peers read each other's memory: see CostModel
 };
 
+// The shape of the record of an Explain, which is a Barrier at its end, and may measure before.
+inline constexpr std::uint64_t kExplains = 1;
+
 class TransportCommunicator final : public Communicator, private Driver {
  public:
   TransportCommunicator(TransportCommunicatorParts parts, CommunicatorOptions options);
