@@ -211,6 +211,14 @@ Status Exchange::AwaitPeers(const std::function<bool(int)>& arrived) {
   return status;
 }
 
+Status Exchange::AwaitRejects() {
+  if (gave_up_) {
+    COHORT_RETURN_IF_ERROR(AwaitPeers([this](int p) { return !transport_->IsBehind(p); }));
+    gave_up_ = false;
+  }
+  return {};
+}
+
 Status Exchange::AwaitDisagreement(int other) {
   Open(other);
   return WaitUntil([] { return false; });

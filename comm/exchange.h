@@ -20,7 +20,8 @@
 // entered the same one, so where two ranks differ, all can give it up. A rank that finds the
 // difference, or is told of it, tells all others, forgets what it has posted, and ends the
 // operation at once with the same words; one that comes to that operation later ends it as it
-// begins. Nobody waits for anybody. The word (kReject) travels among the data too: from each peer
+// begins. Nobody waits for anybody, but for who shows something next: see AwaitRejects. The word
+// (kReject) travels among the data too: from each peer
 // what came before its word is dropped, what comes after belongs to the operations that follow. A
 // mismatch in which a Send or Receive takes part is final: it has no number that all ranks know.
 //
@@ -99,6 +100,10 @@ class Exchange final : private TransportListener {
   // In a quiet operation: until arrived(peer) for all others. If that takes long, the operation is
   // made known as others are.
   Status AwaitPeers(const std::function<bool(int peer)>& arrived);
+  // After an operation that was given up, in a quiet one, before this rank shows anything: until
+  // all others have given it up too, and so have read what was shown before it and goes now.
+  Status AwaitRejects();
+  bool gave_up() const { return gave_up_; }  // and nothing was shown since
   // `peer` is in an operation of another fingerprint: until records have shown which.
   Status AwaitDisagreement(int peer);
   // Until the work before `event` has run. Peers are heard meanwhile.
@@ -203,6 +208,7 @@ class Exchange final : private TransportListener {
   bool noted_mismatch_ = false;
   Status rejected_;                             // why the operation under way was given up
   std::uint64_t last_rejected_ = 0;             // collectives are rejected in order
+  bool gave_up_ = false;                        // see AwaitRejects
   std::map<std::uint64_t, Status> rejections_;  // of collectives that this rank has not begun
   std::uint64_t received_before_ = 0;           // bytes, when the operation began
 

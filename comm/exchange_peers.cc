@@ -191,6 +191,7 @@ void Exchange::Reject(const Status& status) {
                                                  : " [the communicator goes on; nothing of others "
                                                    "was taken in on this rank]"));
   last_rejected_ = record_.sequence;
+  gave_up_ = true;
   std::vector<std::byte> body(sizeof(last_rejected_));
   std::memcpy(body.data(), &last_rejected_, sizeof(last_rejected_));
   const std::vector<std::byte> why = EncodeStatus(status);

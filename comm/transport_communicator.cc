@@ -128,6 +128,9 @@ Status TransportCommunicator::RunTask(Task& task) {
   if (well) {
     flight_.Started(task.flight, exchange_.record(), started);
   }
+  if (status.ok() && quiet) {
+    status = exchange_.AwaitRejects();
+  }
   if (status.ok() && task.after) {
     status = exchange_.WaitForStream(*task.after);
   }
@@ -379,7 +382,7 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (options.stream != nullptr || !AllDone() || !TakeRole()) {
     return nullptr;
   }
-  if (!exchange_.Well() || MissedNews()) {
+  if (!exchange_.Well() || exchange_.gave_up() || MissedNews()) {
     LeaveRole();
     return nullptr;
   }
