@@ -67,6 +67,7 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
   record_ = std::move(record);
   record_.generation = generation_;
   record_.segment_bytes = segment_bytes_;
+  record_.joins = joins_done_;
   if (!record_.point_to_point()) {
     ++collectives_;
   } else if (record_.kind == OperationKind::kSend) {
@@ -82,7 +83,7 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
   SetTimes(started, deadline);
   if (const auto rejection = rejections_.find(collectives_);
       rejection != rejections_.end() && !record_.point_to_point()) {
-    NoteMismatch(rejection->second);
+    NoteMismatch(rejection->second.why);
     rejections_.erase(rejection);
   }
   if (!peers_silent_) {

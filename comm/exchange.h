@@ -28,9 +28,9 @@
 // Joining. A rank that has no operations of its own left tells all others how many it has called
 // (kJoin), and from then on takes part in theirs: the record by which its predecessor opens an
 // operation towards it says in which. It is done when all have joined and it has taken part in as
-// many as the last of them called. A rank that is done may open new operations before others know
-// that all have joined; its records then do not say `shadow`, so that these are not taken for ones
-// to take part in.
+// many as the last of them called. A rank that is done may open new operations, give them up, and
+// join again before others know that all have joined. So records and rejects say how many joins
+// their rank has behind it, and none is taken for one to take part in.
 //
 // All other failures are final. Thread rules: one thread at a time, the communicator's driver, but
 // for RequestAbort and Wake.
@@ -198,6 +198,7 @@ class Exchange final : private TransportListener {
   std::uint64_t completed_ = 0;    // the last one that succeeded: all ranks have been in it
   std::uint64_t joined_at_ = 0;    // collectives_ at this rank's join
   int joins_ = 0;                  // of all peers, in `joins`
+  std::uint16_t joins_done_ = 0;   // of this rank
   Deadline started_;
   Deadline deadline_;
   bool warned_ = false;
@@ -206,11 +207,15 @@ class Exchange final : private TransportListener {
   Status failure_;
   Status noted_;
   bool noted_mismatch_ = false;
-  Status rejected_;                             // why the operation under way was given up
-  std::uint64_t last_rejected_ = 0;             // collectives are rejected in order
-  bool gave_up_ = false;                        // see AwaitRejects
-  std::map<std::uint64_t, Status> rejections_;  // of collectives that this rank has not begun
-  std::uint64_t received_before_ = 0;           // bytes, when the operation began
+  Status rejected_;                  // why the operation under way was given up
+  std::uint64_t last_rejected_ = 0;  // collectives are rejected in order
+  bool gave_up_ = false;             // see AwaitRejects
+  struct Rejection {
+    Status why;
+    std::uint16_t joins = 0;  // as of an OperationRecord
+  };
+  std::map<std::uint64_t, Rejection> rejections_;  // of collectives that this rank has not begun
+  std::uint64_t received_before_ = 0;              // bytes, when the operation began
 
   std::atomic<bool> abort_requested_ = false;
   std::mutex abort_mutex_;
