@@ -153,6 +153,21 @@ TEST_F(JoinOrder, TheNextOnesOperationsAreNotOfTheOneBefore) {
   });
 }
 
+TEST_F(JoinOrder, AMessageBehindItIsReceived) {
+  Run([&](Communicator& comm) -> Status {
+    float value = comm.rank() == 0 ? 5 : 0;
+    if (comm.rank() == 0) {
+      COHORT_RETURN_IF_ERROR(Finish(comm.Send(std::span(&value, 1), kLate)));
+    } else if (comm.rank() == kHolder) {
+      ReleaseAfter(FrameKind::kOpen);
+    } else {
+      COHORT_RETURN_IF_ERROR(Finish(comm.Receive(std::span(&value, 1), 0)));
+      EXPECT_EQ(value, 5);
+    }
+    return Finish(comm.Barrier());
+  });
+}
+
 // Ranks 0 and 2 give up an operation, and rank 1 hears of that before it knows that its join is
 // over.
 TEST_F(JoinOrder, WhatIsGivenUpBehindItIsNotOfIt) {
