@@ -87,10 +87,13 @@ Status TransportCommunicator::Contain(F f) {
   try {
     return f();
   } catch (const std::exception& error) {
-    const bool memory = dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
     const std::string where = exchange_.record().Numbered() + " on " + exchange_.Name(rank_) + ": ";
-    const Status status =
-        memory ? ResourceExhausted(where + "no memory is left") : Internal(where + error.what());
+    const auto* const reported = dynamic_cast<const StatusError*>(&error);
+    const bool memory = dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
+    const Status status = reported != nullptr ? Status(reported->status().code(),
+                                                       where + reported->status().message())
+                          : memory            ? ResourceExhausted(where + "no memory is left")
+                                              : Internal(where + error.what());
     try {
       exchange_.Fail(status);
     } catch (const std::exception& more) {  // the failure stands
