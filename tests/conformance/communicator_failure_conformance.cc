@@ -370,6 +370,12 @@ TEST_P(CommunicatorFailureConformance, AbsentRankIsNamedInOtherCollectives) {
     const auto mine = room(comm).subspan(20 * static_cast<std::size_t>(comm.rank()), 20);
     return comm.AllGather(mine, room(comm), {.name = "fc1"});
   });
+  RunAndExpect(options, StatusCode::kDeadlineExceeded,
+               {"Split #2 (generation 1)", "rank " + absent + " (worker:" + absent + ")"},
+               [&](Communicator& comm) {
+                 COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+                 return comm.rank() == size() - 1 ? Failure(comm) : comm.Split(0, 0).status();
+               });
 }
 
 TEST_P(CommunicatorFailureConformance, AbortReachesAllRanks) {
