@@ -16,6 +16,7 @@ namespace {
 
 constexpr std::size_t kBehind = 64;  // bytes behind a buffer, which nobody may touch
 constexpr auto kUntouched = std::byte{0xA5};
+constexpr int kFewRanks = 4;  // more take their time on two cores
 constexpr std::int64_t kMostElements = (256 << 10) / sizeof(float) + 1;
 
 // One element less, as many as fit, and one more: of a body that a ring holds, of its pieces, of
@@ -27,11 +28,11 @@ std::vector<std::int64_t> PartsAroundThresholds(int ranks) {
        {std::size_t{4} << 10, std::size_t{32} << 10, KeptFrames::kFrameBytes,
         StripedSocket::kZeroCopyBytes, std::size_t{128} << 10, std::size_t{256} << 10}) {
     const auto count = static_cast<std::int64_t>(bytes / sizeof(float));
-    if (ranks <= 4) {  // more ranks than cores take their time
-      counts.push_back(count - 1);
-    }
-    counts.push_back(count);
     counts.push_back(count + 1);
+    if (ranks <= kFewRanks) {
+      counts.push_back(count - 1);
+      counts.push_back(count);
+    }
   }
   return counts;
 }
@@ -179,9 +180,12 @@ TEST_P(CommunicatorConformance, PartsAroundEveryThreshold) {
       COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> lent, comm.Allocate(part + room));
       std::byte* const begin = lent->bytes().data();
       COHORT_RETURN_IF_ERROR(CheckParts(comm, {begin, begin + part}));
+      if (comm.size() > kFewRanks) {
+        return {};
+      }
       // Where some lend and others do not, all go another way.
       std::byte* const mine = comm.rank() == 0 ? begin : own.data();
-      return CheckParts(comm, {mine, mine + part});
+      COHORT_RETURN_IF_ERROR(CheckParts(comm, {mine, mine + part}));
     }
     return {};
   });
