@@ -213,7 +213,7 @@ Status Exchange::AwaitPeers(const std::function<bool(int)>& arrived) {
 }
 
 Status Exchange::AwaitRejects() {
-  if (gave_up_) {
+  if (gave_up_ && !record_.point_to_point()) {
     COHORT_RETURN_IF_ERROR(AwaitPeers([this](int p) { return !transport_->IsBehind(p); }));
     gave_up_ = false;
   }

@@ -20,10 +20,10 @@
 // entered the same one, so where two ranks differ, all can give it up. A rank that finds the
 // difference, or is told of it, tells all others, forgets what it has posted, and ends the
 // operation at once with the same words; one that comes to that operation later ends it as it
-// begins. Nobody waits for anybody, but for who shows something next: see AwaitRejects. The word
-// (kReject) travels among the data too: from each peer
-// what came before its word is dropped, what comes after belongs to the operations that follow. A
-// mismatch in which a Send or Receive takes part is final: it has no number that all ranks know.
+// begins. Nobody waits for anybody, but for who would show something next (AwaitRejects). The word
+// (kReject) travels among the data too: from each peer what came before its word is dropped, what
+// comes after belongs to the operations that follow. A mismatch in which a Send or Receive takes
+// part is final: it has no number that all ranks know.
 //
 // Joining. A rank that has no operations of its own left tells all others how many it has called
 // (kJoin), and from then on takes part in theirs: the record by which its predecessor opens an
@@ -100,8 +100,8 @@ class Exchange final : private TransportListener {
   // In a quiet operation: until arrived(peer) for all others. If that takes long, the operation is
   // made known as others are.
   Status AwaitPeers(const std::function<bool(int peer)>& arrived);
-  // After an operation that was given up, in a quiet one, before this rank shows anything: until
-  // all others have given it up too, and so have read what was shown before it and goes now.
+  // In a collective, before this rank shows anything, after one that was given up: until all others
+  // have given that up too, and so have read what was shown before it and goes now.
   Status AwaitRejects();
   bool gave_up() const { return gave_up_; }  // and nothing was shown since
   // `peer` is in an operation of another fingerprint: until records have shown which.

@@ -131,7 +131,7 @@ Status TransportCommunicator::RunTask(Task& task) {
   if (well) {
     flight_.Started(task.flight, exchange_.record(), started);
   }
-  if (status.ok() && quiet) {
+  if (status.ok()) {
     status = exchange_.AwaitRejects();
   }
   if (status.ok() && task.after) {

@@ -112,7 +112,7 @@ Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseco
     const std::uint64_t flight = flight_.Queued(*record, now);
     Status status = exchange.Begin(*record, now, now + timeout);
     flight_.Started(flight, exchange.record(), now);
-    if (status.ok() && IsQuiet(AlgorithmOf(*record))) {
+    if (status.ok()) {
       status = exchange.AwaitRejects();
     }
     if (status.ok()) {
