@@ -44,6 +44,7 @@ std::size_t Exchange::SegmentBytes(std::size_t element_bytes) const {
 MutableBytes Exchange::Scratch(std::size_t bytes) {
   if (bytes > scratch_bytes_) {
     scratch_.reset();
+    scratch_bytes_ = 0;
     scratch_ = std::make_unique_for_overwrite<std::byte[]>(bytes);
     scratch_bytes_ = bytes;
   }
@@ -66,6 +67,7 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
   record_ = std::move(record);
   record_.generation = generation_;
   record_.segment_bytes = segment_bytes_;
+  record_.joins = joins_done_;
   if (!record_.point_to_point()) {
     ++collectives_;
   } else if (record_.kind == OperationKind::kSend) {
@@ -81,7 +83,7 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
   SetTimes(started, deadline);
   if (const auto rejection = rejections_.find(collectives_);
       rejection != rejections_.end() && !record_.point_to_point()) {
-    NoteMismatch(rejection->second);
+    NoteMismatch(rejection->second.why);
     rejections_.erase(rejection);
   }
   if (!peers_silent_) {
@@ -206,6 +208,14 @@ Status Exchange::AwaitPeers(const std::function<bool(int)>& arrived) {
   });
   arrived_ = nullptr;
   return status;
+}
+
+Status Exchange::AwaitRejects() {
+  if (gave_up_ && !record_.point_to_point()) {
+    COHORT_RETURN_IF_ERROR(AwaitPeers([this](int p) { return !transport_->IsBehind(p); }));
+    gave_up_ = false;
+  }
+  return {};
 }
 
 Status Exchange::AwaitDisagreement(int other) {

@@ -22,16 +22,17 @@
 // entered the same one, so where two ranks differ, all can give it up. A rank that finds the
 // difference, or is told of it, tells all others, forgets what it has posted, and ends the
 // operation at once with the same words; one that comes to that operation later ends it as it
-// begins. Nobody waits for anybody. The word (kReject) travels among the data too: from each peer
-// what came before its word is dropped, what comes after belongs to the operations that follow. A
-// mismatch in which a Send or Receive takes part is final: it has no number that all ranks know.
+// begins. Nobody waits for anybody, but for who would show something next (AwaitRejects). The word
+// (kReject) travels among the data too: from each peer what came before its word is dropped, what
+// comes after belongs to the operations that follow. A mismatch in which a Send or Receive takes
+// part is final: it has no number that all ranks know.
 //
 // Joining. A rank that has no operations of its own left tells all others how many it has called
 // (kJoin), and from then on takes part in theirs: the record by which its predecessor opens an
 // operation towards it says in which. It is done when all have joined and it has taken part in as
-// many as the last of them called. A rank that is done may open new operations before others know
-// that all have joined; its records then do not say `shadow`, so that these are not taken for ones
-// to take part in.
+// many as the last of them called. A rank that is done may open new operations, give them up, and
+// join again before others know that all have joined. So records and rejects say how many joins
+// their rank has behind it, and none is taken for one to take part in.
 //
 // All other failures are final. Thread rules: one thread at a time, the communicator's driver, but
 // for RequestAbort and Wake.
@@ -101,6 +102,10 @@ class Exchange final : private TransportListener {
   // Where ranks see by other means that all are in one operation: until arrived(peer) for all
   // others.
   Status AwaitPeers(const std::function<bool(int peer)>& arrived);
+  // In a collective, before this rank shows anything, after one that was given up: until all others
+  // have given that up too, and so have read what was shown before it and goes now.
+  Status AwaitRejects();
+  bool gave_up() const { return gave_up_; }  // and nothing was shown since
   // `peer` is in an operation of another fingerprint: until records have shown which.
   Status AwaitDisagreement(int peer);
   // Until the work before `event` has run. Peers are heard meanwhile.
@@ -195,6 +200,7 @@ class Exchange final : private TransportListener {
   std::uint64_t completed_ = 0;    // the last one that succeeded: all ranks have been in it
   std::uint64_t joined_at_ = 0;    // collectives_ at this rank's join
   int joins_ = 0;                  // of all peers, in `joins`
+  std::uint16_t joins_done_ = 0;   // of this rank
   Deadline started_;
   Deadline deadline_;
   bool told_next_ = false;  // the next rank, of the operation under way
@@ -204,10 +210,15 @@ class Exchange final : private TransportListener {
   Status failure_;
   Status noted_;
   bool noted_mismatch_ = false;
-  Status rejected_;                             // why the operation under way was given up
-  std::uint64_t last_rejected_ = 0;             // collectives are rejected in order
-  std::map<std::uint64_t, Status> rejections_;  // of collectives that this rank has not begun
-  std::uint64_t received_before_ = 0;           // bytes, when the operation began
+  Status rejected_;                  // why the operation under way was given up
+  std::uint64_t last_rejected_ = 0;  // collectives are rejected in order
+  bool gave_up_ = false;             // see AwaitRejects
+  struct Rejection {
+    Status why;
+    std::uint16_t joins = 0;  // as of an OperationRecord
+  };
+  std::map<std::uint64_t, Rejection> rejections_;  // of collectives that this rank has not begun
+  std::uint64_t received_before_ = 0;              // bytes, when the operation began
 
   std::atomic<bool> abort_requested_ = false;
   std::mutex abort_mutex_;

@@ -31,8 +31,9 @@ bool Exchange::AllJoined() const {
 
 // The operation after our last that a peer is in, if there is one.
 std::optional<OperationRecord> Exchange::ToShadow() {
-  if (rejections_.contains(collectives_ + 1)) {  // given up already; Begin ends it
-    return OperationRecord{};
+  if (const auto given_up = rejections_.find(collectives_ + 1);
+      given_up != rejections_.end() && given_up->second.joins == joins_done_) {
+    return OperationRecord{};  // Begin ends it
   }
   for (int p = 0; p < size_; ++p) {
     Peer& other = peer(p);
@@ -42,16 +43,17 @@ std::optional<OperationRecord> Exchange::ToShadow() {
     if (other.opens.empty()) {
       continue;
     }
-    OperationRecord theirs = other.opens.front();
+    const OperationRecord& theirs = other.opens.front();
+    if (theirs.joins != joins_done_) {
+      continue;  // it knows already that all have joined
+    }
     if (theirs.point_to_point()) {
       Fail(InvalidArgument(theirs.Numbered() + " by " + Name(p) + " to " + Name(rank_) +
                            ", which has joined [only AllReduce of sum and mean, Broadcast and "
                            "Barrier are possible then]"));
       return std::nullopt;
     }
-    const bool before_its_join = other.joins.empty() || theirs.sequence <= other.joins.front();
-    if (theirs.sequence == collectives_ + 1 && (before_its_join || theirs.shadow)) {
-      theirs.shadow = true;
+    if (theirs.sequence == collectives_ + 1) {
       return theirs;
     }
   }
@@ -92,6 +94,7 @@ Result<std::optional<OperationRecord>> Exchange::NextShadow(Deadline deadline) {
 }
 
 int Exchange::EndJoin() {
+  ++joins_done_;
   int last = rank_;
   std::uint64_t most = joined_at_;
   for (int p = 0; p < size_; ++p) {

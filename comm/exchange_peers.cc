@@ -10,6 +10,12 @@
 namespace cohort {
 namespace {
 
+// A reject frame: this, then what an abort frame has.
+struct RejectHead {
+  std::uint64_t sequence = 0;
+  std::uint64_t joins = 0;  // of its record
+};
+
 // An abort frame: the code, then the text.
 std::vector<std::byte> EncodeStatus(const Status& status) {
   const auto code = static_cast<std::int32_t>(status.code());
@@ -191,8 +197,10 @@ void Exchange::Reject(const Status& status) {
                                                  : " [the communicator goes on; nothing of others "
                                                    "was taken in on this rank]"));
   last_rejected_ = record_.sequence;
-  std::vector<std::byte> body(sizeof(last_rejected_));
-  std::memcpy(body.data(), &last_rejected_, sizeof(last_rejected_));
+  gave_up_ = true;
+  const RejectHead head = {last_rejected_, record_.joins};
+  std::vector<std::byte> body(sizeof(head));
+  std::memcpy(body.data(), &head, sizeof(head));
   const std::vector<std::byte> why = EncodeStatus(status);
   body.insert(body.end(), why.begin(),
               why.begin() + static_cast<std::ptrdiff_t>(
@@ -206,18 +214,19 @@ void Exchange::Reject(const Status& status) {
 
 // A peer has given up an operation. It comes twice from each: see Transport::Control.
 bool Exchange::OnReject(int from, Bytes body) {
-  std::uint64_t sequence = 0;
-  if (body.size() < sizeof(sequence)) {
+  RejectHead head;
+  if (body.size() < sizeof(head)) {
     Note(Internal(Name(from) + " sent a malformed reject " + Where()));
     return false;
   }
-  std::memcpy(&sequence, body.data(), sizeof(sequence));
-  const Status why = DecodeStatus(body.subspan(sizeof(sequence)));
+  std::memcpy(&head, body.data(), sizeof(head));
+  const std::uint64_t sequence = head.sequence;
+  const Status why = DecodeStatus(body.subspan(sizeof(head)));
   if (sequence <= last_rejected_) {
     return true;
   }
   if (sequence > collectives_) {
-    rejections_.emplace(sequence, why);
+    rejections_.try_emplace(sequence, Rejection{why, static_cast<std::uint16_t>(head.joins)});
     return true;
   }
   if (sequence == collectives_ && active_ && !record_.point_to_point()) {

@@ -14,8 +14,8 @@ struct Fixed {  // the wire form, followed by the name; both sides are little-en
   std::uint8_t dtype;
   std::uint8_t reduce_op;
   std::uint8_t algorithm;
-  std::uint8_t shadow;
-  std::uint8_t reserved[2];
+  std::uint8_t reserved;
+  std::uint16_t joins;
   std::int32_t root;
   std::uint32_t name_bytes;
   std::int64_t count;
@@ -27,7 +27,7 @@ struct Fixed {  // the wire form, followed by the name; both sides are little-en
 };
 static_assert(sizeof(Fixed) == 64);
 
-constexpr std::uint8_t kVersion = 1;
+constexpr std::uint8_t kVersion = 2;
 constexpr std::size_t kMaxNameBytes = 1024;
 
 bool Reduces(OperationKind kind) {
@@ -110,7 +110,7 @@ std::vector<std::byte> OperationRecord::Encode() const {
   fixed.dtype = static_cast<std::uint8_t>(dtype);
   fixed.reduce_op = static_cast<std::uint8_t>(reduce_op);
   fixed.algorithm = algorithm;
-  fixed.shadow = shadow ? 1 : 0;
+  fixed.joins = joins;
   fixed.root = root;
   fixed.name_bytes = static_cast<std::uint32_t>(std::min(name.size(), kMaxNameBytes));
   fixed.count = count;
@@ -141,7 +141,7 @@ std::optional<OperationRecord> OperationRecord::Decode(std::span<const std::byte
   record.dtype = static_cast<DType>(fixed.dtype);
   record.reduce_op = static_cast<ReduceOp>(fixed.reduce_op);
   record.algorithm = fixed.algorithm;
-  record.shadow = fixed.shadow != 0;
+  record.joins = fixed.joins;
   record.root = fixed.root;
   record.count = fixed.count;
   record.shape = fixed.shape;

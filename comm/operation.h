@@ -27,7 +27,9 @@ struct OperationRecord {
   // Of collectives: their number. Of Send and Receive: the number of the collective before them.
   std::uint64_t sequence = 0;
   std::uint64_t pair_sequence = 0;  // Send and Receive: their number between the two ranks
-  bool shadow = false;  // of a rank that has joined, and only makes up the number; not compared
+  // That its rank had taken part in when it began, modulo 2^16: who has joined tells by them what
+  // is still to be taken part in from what comes after. Not compared.
+  std::uint16_t joins = 0;
   std::string name;
 
   bool point_to_point() const {

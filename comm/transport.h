@@ -140,6 +140,9 @@ class Transport {
   // receives are as ever. The buffers are free once nothing is owed or unsent, which here may take
   // a while. False: this transport cannot.
   virtual bool Abandon() { return false; }
+  // Whether `peer` still has to give up an operation that this rank has given up, by its word among
+  // the data. False where nobody would do other things then.
+  virtual bool IsBehind(int /*peer*/) const { return false; }
   // Gives up everything posted: afterwards no buffer is read or written any more. Later sends and
   // receives are forbidden; control frames still go out.
   virtual void Forget() = 0;

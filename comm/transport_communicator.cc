@@ -5,6 +5,8 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <exception>
+#include <new>
 #include <utility>
 
 #include "algorithms/algorithms.h"
@@ -80,9 +82,31 @@ Result<std::unique_ptr<Memory>> TransportCommunicator::Allocate(std::size_t byte
 
 // --- driving
 
+template <typename F>
+Status TransportCommunicator::Contain(F f) {
+  try {
+    return f();
+  } catch (const std::exception& error) {
+    const std::string where = exchange_.record().Numbered() + " on " + exchange_.Name(rank_) + ": ";
+    const auto* const reported = dynamic_cast<const StatusError*>(&error);
+    const bool memory = dynamic_cast<const std::bad_alloc*>(&error) != nullptr;
+    const Status status = reported != nullptr ? Status(reported->status().code(),
+                                                       where + reported->status().message())
+                          : memory            ? ResourceExhausted(where + "no memory is left")
+                                              : Internal(where + error.what());
+    try {
+      exchange_.Fail(status);
+    } catch (const std::exception& more) {  // the failure stands
+      options_.log.Warning(where + "its peers may not have been told: " + more.what());
+    }
+    FailWith(exchange_.failure());
+    return exchange_.failure();
+  }
+}
+
 void TransportCommunicator::RunNext() {
   if (at_once_.under_way) {
-    outcomes_->Finish(outcomes_->finished() + 1, FinishAtOnce());
+    outcomes_->Finish(outcomes_->finished() + 1, Contain([this] { return FinishAtOnce(); }));
     return;
   }
   Task task;
@@ -91,7 +115,7 @@ void TransportCommunicator::RunNext() {
     task = std::move(queue_.front());
     queue_.pop_front();
   }
-  const Status status = RunTask(task);
+  const Status status = Contain([&] { return RunTask(task); });
   task = Task();  // a stream's event may keep much alive
   outcomes_->Finish(outcomes_->finished() + 1, status);
 }
@@ -107,6 +131,9 @@ Status TransportCommunicator::RunTask(Task& task) {
       exchange_.Begin(std::move(task.record), started, started + task.timeout, by_others);
   if (well) {
     flight_.Started(task.flight, exchange_.record(), started);
+  }
+  if (status.ok()) {
+    status = exchange_.AwaitRejects();
   }
   if (status.ok() && task.after) {
     status = exchange_.WaitForStream(*task.after);
@@ -146,7 +173,10 @@ Status TransportCommunicator::EndTask(std::uint64_t flight, Algorithm algorithm,
 void TransportCommunicator::Hear() {
   const std::uint64_t ticks =
       TickClock::Ticks();  // what comes after may be news, if this is interrupted
-  exchange_.Idle(std::chrono::steady_clock::now());
+  (void)Contain([this]() -> Status {
+    exchange_.Idle(std::chrono::steady_clock::now());
+    return {};
+  });
   Heard();
   heard_ticks_ = ticks;
 }
@@ -225,7 +255,10 @@ void TransportCommunicator::Run() {
     }
     Sleep(had_role);
   }
-  exchange_.Close();
+  (void)Contain([this]() -> Status {
+    exchange_.Close();
+    return {};
+  });
 }
 
 void TransportCommunicator::Sleep(bool had_role) {
@@ -353,13 +386,15 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (options.stream != nullptr || !AllDone() || !TakeRole()) {
     return nullptr;
   }
-  if (!exchange_.Well() || MissedNews()) {
+  if (!exchange_.Well() || exchange_.gave_up() || MissedNews()) {
     LeaveRole();
     return nullptr;
   }
   record.name = options.name;
   at_once_.timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
-  const Status begun = exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout);
+  const Status begun = Contain([&] {
+    return exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout);
+  });
   at_once_.under_way = true;
   at_once_.data = BytesOf(buffer);
   if (begun.ok()) {
@@ -487,7 +522,8 @@ Result<CostEstimate> TransportCommunicator::Explain(OperationKind kind, std::int
   const auto quiet = Quiet(kind, static_cast<std::size_t>(bytes), "auto");
   COHORT_ASSIGN_OR_RETURN(
       std::unique_ptr<Work> work,
-      Enqueue({.kind = OperationKind::kBarrier, .count = bytes}, 0, {.name = "explain"},
+      Enqueue({.kind = OperationKind::kBarrier, .count = bytes, .shape = kExplains}, 0,
+              {.name = "explain"},
               [this, kind, bytes, quiet, &estimate](Exchange& exchange, Algorithm /*algorithm*/) {
                 estimate = size_ > 1 ? cost_.Estimate(exchange, kind, bytes) : CostEstimate();
                 if (estimate.ok() && native_ && Takes(*native_, kind, DType::kFloat32, bytes)) {

@@ -49,6 +49,9 @@ struct TransportCommunicatorParts {
   bool shared_memory = false;  // peers read each other's memory: see CostModel
 };
 
+// The shape of the record of an Explain, which is a Barrier at its end, and may measure before.
+inline constexpr std::uint64_t kExplains = 1;
+
 class TransportCommunicator final : public Communicator, private Driver {
  public:
   TransportCommunicator(TransportCommunicatorParts parts, CommunicatorOptions options);
@@ -140,7 +143,11 @@ class TransportCommunicator final : public Communicator, private Driver {
   void LeaveRole() { driven_ = false; }
   bool AllDone() const { return begun_ == outcomes_->finished(); }
   void RunNext();  // with the role, and not AllDone()
-  // With the role.
+  // With the role. Runs `f`, which says how it went. What it throws, for want of memory as a rule,
+  // is a failure of the communicator: an exception would end the communicator's thread, and the
+  // process with it, or leave the role to nobody.
+  template <typename F>
+  Status Contain(F f);
   void Hear();
   void Heard();
   bool MissedNews() const;

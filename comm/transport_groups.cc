@@ -113,6 +113,9 @@ Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseco
     Status status = exchange.Begin(*record, now, now + timeout);
     flight_.Started(flight, exchange.record(), now);
     if (status.ok()) {
+      status = exchange.AwaitRejects();
+    }
+    if (status.ok()) {
       status = RunShadow(exchange, *record, zeros);
     }
     status = exchange.End(status);
@@ -133,7 +136,7 @@ Status TransportCommunicator::RunShadow(Exchange& exchange, const OperationRecor
     zeros.resize(static_cast<std::size_t>(record.count) * SizeOf(record.dtype));
     return {zeros.data(), record.count, record.dtype};
   };
-  if (record.kind == OperationKind::kBarrier) {
+  if (record.kind == OperationKind::kBarrier && record.shape != kExplains) {
     return RunBarrier(exchange, algorithm);
   }
   if (record.kind == OperationKind::kAllReduce && adds) {

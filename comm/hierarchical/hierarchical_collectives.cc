@@ -63,6 +63,15 @@ class HierarchicalCollectives::Run {
         2 * (exchange.deadline() - std::chrono::steady_clock::now()) + std::chrono::seconds(5));
   }
 
+  // Where an exception goes past End: what is under way uses the caller's buffer.
+  ~Run() {
+    if (!ended_ && !works_.empty()) {
+      (void)End(Internal("an all-reduce of hosts was left"));
+    }
+  }
+  Run(const Run&) = delete;
+  Run& operator=(const Run&) = delete;
+
   // Every local rank drives its slice of each block.
   Status InSlices(Buffer buffer) {
     const std::int64_t local = owner_.host_->size();
@@ -108,6 +117,7 @@ class HierarchicalCollectives::Run {
 
   // `status`: how it went. Returns when nothing is under way any more.
   Status End(Status status) {
+    ended_ = true;
     for (std::size_t i = 0; i < works_.size() && status.ok(); ++i) {
       status = Wait(*works_[i]);
     }
@@ -168,6 +178,7 @@ class HierarchicalCollectives::Run {
   CollectiveOptions options_;
   std::vector<Block> blocks_;
   std::vector<std::shared_ptr<cohort::Work>> works_;  // all that was posted
+  bool ended_ = false;
 };
 
 Status HierarchicalCollectives::AllReduce(Exchange& exchange, Buffer buffer, ReduceOp op) {

@@ -10,6 +10,7 @@
 namespace cohort {
 namespace {
 
+constexpr std::int64_t kMostSegmentBytes = std::int64_t{1} << 30;
 constexpr int kHereTag = 20011;  // on MPI_COMM_WORLD, while communicators are made
 
 // Duplicates MPI_COMM_WORLD, which all ranks must do. Each tells all others that it is here, so
@@ -83,6 +84,11 @@ Result<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& mpi,
     return InvalidArgument(
         "MPI's own collectives do not combine in the canonical order, which `deterministic` asks "
         "for [choose the MPI implementation cohort]");
+  }
+  if (options.segment_bytes > kMostSegmentBytes) {
+    return InvalidArgument("segments of " + std::to_string(options.segment_bytes) +
+                           " bytes over MPI, whose messages are counted in int [at most " +
+                           std::to_string(kMostSegmentBytes) + "]");
   }
   COHORT_ASSIGN_OR_RETURN(
       const std::shared_ptr<MpiRuntime> runtime,

@@ -102,9 +102,8 @@ class Board {
       asm volatile("prefetchw %0" : : "m"(slot[at]));
     }
   }
-  // Whether what all have shown for `number` was there until now. It is, but after an operation
-  // that was given up: ranks that knew of that sooner may be two operations ahead of one that still
-  // reads.
+  // Whether what all have shown for `number` was there until now. It is: who has given up an
+  // operation shows nothing before all have (Exchange::AwaitRejects).
   bool StillShown(std::uint64_t number) {
     KeepOrder();
     return std::ranges::all_of(regions_, [number](const Region* r) {

@@ -49,6 +49,9 @@ class SharedTransport : public Transport {
   void Watch(Deadline until) override;
   Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override;
   bool Abandon() override;
+  bool IsBehind(int peer) const override {
+    return peers_[static_cast<std::size_t>(peer)].dropping > 0;
+  }
   void Forget() override;
   void Close(Deadline deadline) override;
   Board* board() override { return &board_; }

@@ -13,7 +13,10 @@ class ThenWork final : public Work {
   bool done() const override { return first_->done(); }
   Status Wait(Deadline deadline) override {
     const Status status = first_->Wait(deadline);
-    return status.ok() || first_->done() ? Finish(status) : status;
+    if (!status.ok() && !first_->done()) {
+      return status;  // it goes on
+    }
+    return Wait();  // over meanwhile, if not before: as its own word says, not the deadline's
   }
   Status Wait() override { return Finish(first_->Wait()); }
   void Order(Stream& stream) override {

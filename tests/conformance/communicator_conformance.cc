@@ -208,12 +208,16 @@ TEST_P(CommunicatorConformance, AllGatherVOfUnevenParts) {
 
 TEST_P(CommunicatorConformance, BroadcastFromEveryRoot) {
   Run([](Communicator& comm) -> Status {
-    for (int root = 0; root < comm.size(); ++root) {
-      for (const std::int64_t count : {0, 1, 77, 5000}) {
-        std::vector<std::int32_t> values = Numbers(comm.rank(), count);
-        COHORT_RETURN_IF_ERROR(WaitFor(comm.Broadcast(std::span(values), root)));
-        COHORT_RETURN_IF_ERROR(
-            Check(values == Numbers(root, count), "Broadcast of " + std::to_string(root)));
+    for (const std::string& algorithm : Algorithms(comm, OperationKind::kBroadcast)) {
+      for (int root = 0; root < comm.size(); ++root) {
+        for (const std::int64_t count : {0, 1, 77, 5000}) {
+          std::vector<std::int32_t> values = Numbers(comm.rank(), count);
+          COHORT_RETURN_IF_ERROR(
+              WaitFor(comm.Broadcast(std::span(values), root, {.algorithm = algorithm})));
+          COHORT_RETURN_IF_ERROR(
+              Check(values == Numbers(root, count),
+                    "Broadcast of " + std::to_string(root) + " by " + algorithm));
+        }
       }
     }
     return {};

@@ -3,8 +3,11 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
+#include <functional>
 #include <numeric>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "conformance/communicator_checks.h"
 #include "conformance/communicator_conformance.h"
@@ -29,6 +32,7 @@ TEST_P(CommunicatorFailureConformance, WhatAJoinedRankCannotTakePartInIsRefusedT
       COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.AllReduce(std::span(values), ReduceOp::kMax))));
       COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.AllGather(std::span(values), std::span(all)))));
       COHORT_RETURN_IF_ERROR(refused(WaitFor(comm.Broadcast(std::span(values), 0))));
+      COHORT_RETURN_IF_ERROR(refused(comm.Explain(OperationKind::kAllReduce, 1 << 20).status()));
       COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(std::span(values), ReduceOp::kSum)));
     }
     COHORT_ASSIGN_OR_RETURN(const int last, comm.Join());
@@ -143,6 +147,58 @@ TEST_P(CommunicatorFailureConformance, AfterAMismatchTheCommunicatorGoesOn) {
       COHORT_RETURN_IF_ERROR(Check(comm.status().ok(), "the communicator is well"));
       COHORT_RETURN_IF_ERROR(
           CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, count, algorithm));
+    }
+    return {};
+  });
+}
+
+// In every collective, by every algorithm, what one rank calls otherwise fails that operation, and
+// no other, on all of them: none has it done before it hears of the difference.
+TEST_P(CommunicatorFailureConformance, AMismatchInAnyCollectiveIsEverybodys) {
+  const std::int64_t count = GetParam().segment_bytes > 0 ? 300 : 100'000;
+  Run([&](Communicator& comm) -> Status {
+    const auto n = static_cast<std::size_t>(comm.size());
+    const std::vector<std::int64_t> counts(n, count);
+    std::vector<float> one(static_cast<std::size_t>(count));
+    std::vector<float> all(n * one.size());
+    std::vector<float> more(all.size());
+    using Call = std::function<Communicator::Pending(const CollectiveOptions&)>;
+    const std::vector<std::pair<OperationKind, Call>> calls = {
+        {OperationKind::kAllReduce,
+         [&](const auto& o) { return comm.AllReduce(std::span(one), ReduceOp::kSum, o); }},
+        {OperationKind::kReduce,
+         [&](const auto& o) { return comm.Reduce(std::span(one), ReduceOp::kSum, 1, o); }},
+        {OperationKind::kReduceScatter,
+         [&](const auto& o) {
+           return comm.ReduceScatter(std::span(all), std::span(one), ReduceOp::kSum, o);
+         }},
+        {OperationKind::kAllGather,
+         [&](const auto& o) { return comm.AllGather(std::span(one), std::span(all), o); }},
+        {OperationKind::kAllGatherV,
+         [&](const auto& o) { return comm.AllGatherV(std::span(one), std::span(all), counts, o); }},
+        {OperationKind::kBroadcast,
+         [&](const auto& o) { return comm.Broadcast(std::span(one), 0, o); }},
+        {OperationKind::kAllToAll,
+         [&](const auto& o) { return comm.AllToAll(std::span(all), std::span(more), o); }},
+        {OperationKind::kAllToAllV,
+         [&](const auto& o) {
+           return comm.AllToAllV(std::span(all), counts, std::span(more), counts, o);
+         }},
+        {OperationKind::kBarrier, [&](const auto& o) { return comm.Barrier(o); }}};
+    int round = 0;
+    for (const auto& [kind, call] : calls) {
+      for (const std::string& algorithm : Algorithms(comm, kind)) {
+        const bool other = comm.rank() == round++ % comm.size();
+        const Status status = WaitFor(call({.name = other ? "b" : "a", .algorithm = algorithm}));
+        const std::string what = std::string(OperationKindName(kind)) + " by " + algorithm + ": ";
+        COHORT_RETURN_IF_ERROR(Check(status.code() == StatusCode::kInvalidArgument &&
+                                         status.message().find("'a'") != std::string::npos &&
+                                         status.message().find("'b'") != std::string::npos,
+                                     what + status.ToString()));
+        COHORT_RETURN_IF_ERROR(comm.status().Annotate(what));
+        COHORT_RETURN_IF_ERROR(CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 100, "auto")
+                                   .Annotate("after " + what));
+      }
     }
     return {};
   });
@@ -314,6 +370,12 @@ TEST_P(CommunicatorFailureConformance, AbsentRankIsNamedInOtherCollectives) {
     const auto mine = room(comm).subspan(20 * static_cast<std::size_t>(comm.rank()), 20);
     return comm.AllGather(mine, room(comm), {.name = "fc1"});
   });
+  RunAndExpect(options, StatusCode::kDeadlineExceeded,
+               {"Split #2 (generation 1)", "rank " + absent + " (worker:" + absent + ")"},
+               [&](Communicator& comm) {
+                 COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+                 return comm.rank() == size() - 1 ? Failure(comm) : comm.Split(0, 0).status();
+               });
 }
 
 TEST_P(CommunicatorFailureConformance, AbortReachesAllRanks) {

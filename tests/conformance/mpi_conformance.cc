@@ -10,6 +10,7 @@
 #include <mpi.h>
 
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <span>
@@ -59,6 +60,15 @@ INSTANTIATE_TEST_SUITE_P(Mpi, CommunicatorConformance, ::testing::ValuesIn(Cases
 INSTANTIATE_TEST_SUITE_P(Mpi, CommunicatorFailureConformance, ::testing::ValuesIn(Cases(2)),
                          CommunicatorCaseName);
 GTEST_ALLOW_UNINSTANTIATED_PARAMETERIZED_TEST(CommunicatorFailureConformance);
+
+TEST(MpiCommunicator, SegmentsLargerThanAMessageAreRefused) {
+  CommunicatorOptions options;
+  options.segment_bytes = std::int64_t{1} << 31;
+  const Status refused = MakeMpiCommunicator({.funneled = ThisJob().funneled}, options).status();
+  EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
+  EXPECT_NE(refused.message().find("segments of 2147483648 bytes"), std::string::npos)
+      << refused.ToString();
+}
 
 class Heard final : public TransportListener {
  public:

@@ -30,7 +30,9 @@
 #include <fstream>
 #include <map>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <vector>
 
 namespace cohort::testing {
 namespace {
@@ -85,25 +87,38 @@ Result<std::unique_ptr<Communicator>> Connect(const Settings& s, KeyValueStore& 
   return MakeTcpCommunicator(s.rank, s.size, store, "job", {.connect_timeout = s.connect}, options);
 }
 
+// By which `kind` goes where all-reduces go by `algorithm`: that, or what is like it.
+std::string AlgorithmOf(const Communicator& comm, OperationKind kind,
+                        const std::string& algorithm) {
+  const std::vector<std::string_view> names = comm.algorithms(kind);
+  const bool halves = algorithm == "halving_doubling" || algorithm == "recursive_doubling";
+  for (const std::string_view name : names) {
+    if (name == algorithm || (halves && (name == "recursive_halving" || name == "bruck"))) {
+      return std::string(name);
+    }
+  }
+  return "auto";
+}
+
 Communicator::Pending Start(Communicator& comm, int step, const Settings& s,
                             std::span<float> values, std::vector<float>& all) {
   std::string algorithm = s.Text("algorithm", "auto");
   algorithm = algorithm == "mpi" ? "auto" : algorithm;  // the implementation, see Connect
-  const bool two_ways = algorithm == "ring" || algorithm == "direct";
-  const CollectiveOptions named = {.name = "gradients"};
+  const auto named = [&](OperationKind kind) -> CollectiveOptions {
+    return {.name = "gradients", .algorithm = AlgorithmOf(comm, kind, algorithm)};
+  };
   switch (s.Number("mixed", 0) == 0 ? 0 : step % 6) {
     case 2:
-      return comm.Broadcast(values, step % comm.size(), named);
+      return comm.Broadcast(values, step % comm.size(), named(OperationKind::kBroadcast));
     case 3:
       all.resize(values.size() * static_cast<std::size_t>(comm.size()));
-      return comm.AllGather(values, std::span(all),
-                            {.name = "gradients", .algorithm = two_ways ? algorithm : "auto"});
+      return comm.AllGather(values, std::span(all), named(OperationKind::kAllGather));
     case 4:
       all.resize(values.size() * static_cast<std::size_t>(comm.size()));
       return comm.ReduceScatter(std::span(all), values, ReduceOp::kSum,
-                                {.name = "gradients", .algorithm = two_ways ? algorithm : "auto"});
+                                named(OperationKind::kReduceScatter));
     case 5:
-      return comm.Barrier(named);
+      return comm.Barrier({.name = "gradients"});
     default:
       return comm.AllReduce(values, ReduceOp::kSum, {.name = "gradients", .algorithm = algorithm});
   }

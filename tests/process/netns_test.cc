@@ -2,6 +2,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -177,6 +178,24 @@ TEST(NetworkNamespaces, DownLeavesNothing) {
     EXPECT_EQ(RunCommand({kScript, "up", "2", "--name", name}).code, 2) << "up twice";
   }
   EXPECT_THAT(RunCommand({"ip", "netns", "list"}).out, ::testing::Not(HasSubstr(name)));
+}
+
+// A relay that ended before: its number may be another process's by now.
+TEST(NetworkNamespaces, DownEndsNoProcessButItsRelay) {
+  const std::string name = "p" + std::to_string(::getpid()) + "x";
+  const std::string file = "/run/netns-relay-" + name + ".pid";
+  testing::ProcessCluster processes;
+  processes.Start("other", {"sleep", "100"});
+  std::ofstream(file) << processes.pid("other") << "\n";
+  if (!std::filesystem::exists(file)) {
+    GTEST_SKIP() << "/run is not ours";
+  }
+  const Outcome down = RunCommand({kScript, "down", "--name", name});
+  const bool lacks = Lacks(down);
+  EXPECT_EQ(std::filesystem::exists(file), lacks);
+  std::filesystem::remove(file);
+  EXPECT_TRUE(processes.Signal("other", SIGKILL));
+  EXPECT_EQ(processes.Wait("other", std::chrono::seconds(10)), 128 + SIGKILL);
 }
 
 TEST(NetworkNamespaces, WhatIsMissingIsNamed) {

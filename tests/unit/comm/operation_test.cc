@@ -16,6 +16,7 @@ OperationRecord Example() {
           .segment_bytes = 64,
           .generation = 3,
           .sequence = 12,
+          .joins = 65'535,
           .name = "fc1"};
 }
 
@@ -25,14 +26,22 @@ TEST(OperationRecord, SurvivesTheWire) {
   ASSERT_TRUE(decoded);
   EXPECT_TRUE(record.Matches(*decoded));
   EXPECT_EQ(decoded->Full(), record.Full());
+  EXPECT_EQ(decoded->joins, record.joins);
+  EXPECT_EQ(decoded->Fingerprint(), record.Fingerprint());
   EXPECT_EQ(record.Numbered(), "AllReduce 'fc1' float32[10] #12 (generation 3)");
 }
 
 TEST(OperationRecord, EveryFieldCounts) {
-  const auto differs = [](auto change) {
-    OperationRecord other = Example();
-    change(other);
-    EXPECT_FALSE(Example().Matches(other)) << other.Full();
+  const auto other = [](auto change) {
+    OperationRecord record = Example();
+    change(record);
+    EXPECT_FALSE(Example().Matches(record)) << record.Full();
+    return record;
+  };
+  // And in the fingerprint, where that is all that ranks compare.
+  const auto differs = [&](auto change) {
+    const OperationRecord record = other(change);
+    EXPECT_NE(Example().Fingerprint(), record.Fingerprint()) << record.Full();
   };
   differs([](OperationRecord& r) { r.kind = OperationKind::kReduceScatter; });
   differs([](OperationRecord& r) { r.dtype = DType::kInt32; });
@@ -42,9 +51,11 @@ TEST(OperationRecord, EveryFieldCounts) {
   differs([](OperationRecord& r) { r.count = 11; });
   differs([](OperationRecord& r) { r.shape = 1; });
   differs([](OperationRecord& r) { r.segment_bytes = 128; });
-  differs([](OperationRecord& r) { r.generation = 2; });
-  differs([](OperationRecord& r) { r.sequence = 13; });
   differs([](OperationRecord& r) { r.name = "fc2"; });
+  differs([](OperationRecord& r) { r.name = ""; });
+  differs([](OperationRecord& r) { r.name = std::string("fc1\0", 4); });
+  other([](OperationRecord& r) { r.generation = 2; });  // the board is of one generation,
+  other([](OperationRecord& r) { r.sequence = 13; });   // and has the number itself
 }
 
 TEST(OperationRecord, DamagedBytesAreNoRecord) {

@@ -2,6 +2,8 @@
 
 #include <cohort/comm/tcp.h>
 #include <gmock/gmock.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <mutex>
 #include <thread>
@@ -87,6 +89,30 @@ TEST(Rendezvous, TheAbsentAreNamed) {
     EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
     EXPECT_THAT(status.message(), HasSubstr("rank 1 (worker:1) (has not published an address)"));
   }
+}
+
+// One that has published its address, and does not listen there.
+TEST(Rendezvous, WhyARankIsNotReachedIsTold) {
+  const Socket held(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));  // nobody else gets its port
+  sockaddr_in local = {};
+  local.sin_family = AF_INET;
+  local.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof(local);
+  ASSERT_EQ(::bind(held.fd(), reinterpret_cast<sockaddr*>(&local), length), 0);
+  ASSERT_EQ(::getsockname(held.fd(), reinterpret_cast<sockaddr*>(&local), &length), 0);
+  const std::string address = "127.0.0.1:" + std::to_string(ntohs(local.sin_port));
+  testing::MemoryStore store;
+  ASSERT_TRUE(store.Insert("job/1/rank/0", address).ok());
+  CommunicatorOptions options;
+  options.peer_name = [](int rank) { return "worker:" + std::to_string(rank); };
+  const Status status =
+      MakeTcpCommunicator(1, 2, store, "job", {.connect_timeout = milliseconds(300)}, options)
+          .status();
+  EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr("rank 1 (worker:1) did not meet all 2 ranks within "),
+                    HasSubstr("missing rank 0 (worker:0) (published " + address + ")"),
+                    HasSubstr("onnection refused")));
 }
 
 TEST(Rendezvous, ASecondProcessForARankIsRefused) {

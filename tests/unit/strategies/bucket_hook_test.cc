@@ -3,7 +3,10 @@
 #include <cohort/strategies/bucket_hook.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <span>
 #include <stdexcept>
@@ -432,6 +435,43 @@ TEST(Hook, WhoseExceptionTheStepFunctionTakesEndsTheStep) {
       EXPECT_THAT(status.message(), HasSubstr("bucket " + std::to_string(bucket) + " ("));
     }
   }
+}
+
+// Ends between its answer to who has waited for long enough and the next question.
+class EndsAtTheDeadline final : public Work {
+ public:
+  explicit EndsAtTheDeadline(Status outcome) : outcome_(std::move(outcome)) {}
+  bool done() const override { return done_; }
+  Status Wait(Deadline /*deadline*/) override {
+    done_ = true;
+    return DeadlineExceeded("still under way");
+  }
+  Status Wait() override {
+    done_ = true;
+    return outcome_;
+  }
+  void Order(Stream& /*stream*/) override {}
+
+ private:
+  const Status outcome_;
+  bool done_ = false;
+};
+
+TEST(Then, WhatEndsAsTheDeadlineComesEndsAsItDid) {
+  int runs = 0;
+  const auto after = [&](const Status& outcome) {
+    const auto work = Then(std::make_unique<EndsAtTheDeadline>(outcome), [&runs]() -> Status {
+      ++runs;
+      return {};
+    });
+    const Status status = work->Wait(DeadlineAfter(std::chrono::milliseconds(1)));
+    EXPECT_EQ(work->Wait(), status) << "it has one outcome";
+    return status;
+  };
+  EXPECT_EQ(after(OkStatus()), OkStatus());
+  EXPECT_EQ(runs, 1);
+  EXPECT_EQ(after(Unavailable("gone")), Unavailable("gone"));
+  EXPECT_EQ(runs, 1);
 }
 
 TEST(Hook, ThatDiffersBetweenProcessesIsNamed) {

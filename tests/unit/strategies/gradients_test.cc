@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdint>
 #include <functional>
 #include <future>
 #include <memory>
@@ -168,6 +169,47 @@ TEST(Accumulate, IsTheWeightedMeanOverAllThatWasAccumulated) {
         EXPECT_EQ(last.weight, 8 * strategy.num_replicas_in_sync());
         EXPECT_EQ(strategy.step(), round);
         EXPECT_EQ(parameters.value(0)[4], -2.5F * static_cast<float>(round));
+      }
+      return {};
+    });
+  }
+}
+
+// A table's rows, other ones in each batch: 2 * value to `row`, which comes twice, and value to the
+// last.
+StepFn RowsOf(std::int64_t row, float value) {
+  return [indices = std::vector<std::int64_t>{row, 49, row}, values = std::vector<float>(6, value)](
+             ReplicaContext& context, const data::Batch&) -> Result<ReplicaResult> {
+    context.gradients.AddSlices(0, {.indices = indices, .values = values});
+    context.gradients.Ready(0);
+    return ReplicaResult{.loss_sum = 0, .weight = 1};
+  };
+}
+
+TEST(Accumulate, RowsAddUpToo) {
+  for (const World& world : {World{1, 1}, World{1, 2}, World{2, 1}, World{2, 2}}) {
+    RunJob(world, {}, [](int, Strategy& strategy) -> Status {
+      ParameterSet parameters;
+      parameters.Add("table", {50, 2}, nullptr);
+      parameters.Build();
+      COHORT_RETURN_IF_ERROR(strategy.Bind(parameters, Sgd({.learning_rate = 1})));
+      const DistributedBatch batch = OneEach(strategy.num_local_replicas());
+      std::vector<float> expected(100, 0.0F);
+      for (int step = 1; step <= 6; ++step) {
+        const int batches = step % 2 == 0 ? 4 : 2;  // so that the mean is exact
+        for (int part = 1; part <= batches; ++part) {
+          const std::int64_t row = (7 * step + 3 * part) % 49;
+          const auto value = static_cast<float>(4 * part);
+          for (const std::size_t column : {0U, 1U}) {
+            expected[2 * static_cast<std::size_t>(row) + column] -=
+                2 * value / static_cast<float>(batches);
+            expected[98 + column] -= value / static_cast<float>(batches);
+          }
+          COHORT_RETURN_IF_ERROR((part < batches ? strategy.Accumulate(batch, RowsOf(row, value))
+                                                 : strategy.Step(batch, RowsOf(row, value)))
+                                     .status());
+        }
+        EXPECT_TRUE(std::ranges::equal(parameters.value(0), expected)) << "step " << step;
       }
       return {};
     });
