@@ -118,8 +118,13 @@ void Exchange::Open(int to) {
   if (!peer(to).told_open) {
     peers_silent_ = false;
     peer(to).told_open = true;
-    transport_->Control(to, FrameKind::kOpen, record_.Encode());
+    Tell(to, FrameKind::kOpen, record_.Encode());
   }
+}
+
+void Exchange::Tell(int to, FrameKind kind, Bytes body) {
+  told_.store(told_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
+  transport_->Control(to, kind, body);
 }
 
 void Exchange::TellNext() {
@@ -432,14 +437,14 @@ void Exchange::GiveSignOfLife(int p, bool ask) {
   }
   std::vector<std::byte> body = record_.Encode();
   body.insert(body.begin(), std::byte(ask ? 1 : 0));
-  transport_->Control(p, FrameKind::kStalled, body);
+  Tell(p, FrameKind::kStalled, body);
 }
 
 void Exchange::Close() {
   TakeAbortRequest();
   for (int p = 0; p < size_; ++p) {
     if (failure_.ok() && p != rank_ && peer(p).presence == Presence::kHere) {
-      transport_->Control(p, FrameKind::kBye, {});
+      Tell(p, FrameKind::kBye, {});
     }
   }
   transport_->Close(DeadlineAfter(failure_.ok() ? milliseconds(2000) : milliseconds(1000)));

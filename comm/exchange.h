@@ -122,6 +122,7 @@ class Exchange final : private TransportListener {
   void Idle(Deadline until);
   void Fail(const Status& status);
   const Status& failure() const { return failure_; }
+  std::uint64_t told() const { return told_.load(std::memory_order_relaxed); }  // from any thread
   // No failure, none to be dealt with.
   bool Well() const { return failure_.ok() && noted_.ok() && !abort_requested_; }
   // Why the operation under way is over before its end, if it is.
@@ -155,6 +156,7 @@ class Exchange final : private TransportListener {
   Verdict Judge(int peer, const OperationRecord& theirs) const;
   void Open(int peer);  // tells it of this operation, once
   void TellNext();
+  void Tell(int peer, FrameKind kind, Bytes body);
   bool JudgeFirstOpen(int peer);  // false: a failure is pending
   void GiveSignOfLife(int peer, bool ask);
   Status WaitUntil(const std::function<bool()>& done, Duration period = std::chrono::hours(1));
@@ -203,7 +205,8 @@ class Exchange final : private TransportListener {
   std::uint16_t joins_done_ = 0;   // of this rank
   Deadline started_;
   Deadline deadline_;
-  bool told_next_ = false;  // the next rank, of the operation under way
+  std::atomic<std::uint64_t> told_ = 0;  // frames that are no data
+  bool told_next_ = false;               // the next rank, of the operation under way
   bool warned_ = false;
   std::string awaited_elsewhere_;                      // what Poll waits for
   const std::function<bool(int)>* arrived_ = nullptr;  // what AwaitPeers waits for

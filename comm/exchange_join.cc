@@ -13,7 +13,7 @@ Status Exchange::BeginJoin() {
   joined_at_ = collectives_;
   for (int p = 0; p < size_; ++p) {
     if (p != rank_ && peer(p).presence == Presence::kHere) {
-      transport_->Control(p, FrameKind::kJoin, std::as_bytes(std::span(&joined_at_, 1)));
+      Tell(p, FrameKind::kJoin, std::as_bytes(std::span(&joined_at_, 1)));
     }
   }
   return {};

@@ -207,7 +207,7 @@ void Exchange::Reject(const Status& status) {
                                 std::min(why.size(), Transport::kMaxControlBytes - body.size())));
   for (int p = 0; p < size_; ++p) {
     if (p != rank_ && peer(p).presence == Presence::kHere) {
-      transport_->Control(p, FrameKind::kReject, body);
+      Tell(p, FrameKind::kReject, body);
     }
   }
 }
@@ -249,7 +249,7 @@ void Exchange::Fail(const Status& status) {
   const std::vector<std::byte> body = EncodeStatus(status);
   for (int p = 0; p < size_; ++p) {
     if (p != rank_ && peer(p).presence == Presence::kHere) {
-      transport_->Control(p, FrameKind::kAbort, body);
+      Tell(p, FrameKind::kAbort, body);
     }
   }
   on_failure_(failure_);

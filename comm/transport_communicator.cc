@@ -68,7 +68,8 @@ std::string TransportCommunicator::peer_name(int rank) const {
 }
 
 CommunicatorStats TransportCommunicator::stats() const {
-  return {begun_, exchange_.transport().bytes_sent(), exchange_.transport().bytes_received()};
+  return {begun_, exchange_.transport().bytes_sent(), exchange_.transport().bytes_received(),
+          exchange_.told()};
 }
 
 Status TransportCommunicator::status() const {
@@ -392,9 +393,8 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   }
   record.name = options.name;
   at_once_.timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
-  const Status begun = Contain([&] {
-    return exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout);
-  });
+  const Status begun = Contain(
+      [&] { return exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout); });
   at_once_.under_way = true;
   at_once_.data = BytesOf(buffer);
   if (begun.ok()) {

@@ -232,9 +232,15 @@ bool IsWithinHost(const Socket& socket) {
   sockaddr_storage there = {};
   socklen_t here_bytes = sizeof(here);
   socklen_t there_bytes = sizeof(there);
-  return ::getsockname(socket.fd(), reinterpret_cast<sockaddr*>(&here), &here_bytes) == 0 &&
-         ::getpeername(socket.fd(), reinterpret_cast<sockaddr*>(&there), &there_bytes) == 0 &&
-         !host(here).empty() && host(here) == host(there);
+  if (::getsockname(socket.fd(), reinterpret_cast<sockaddr*>(&here), &here_bytes) != 0 ||
+      ::getpeername(socket.fd(), reinterpret_cast<sockaddr*>(&there), &there_bytes) != 0) {
+    return false;
+  }
+  constexpr std::size_t kV4 = sizeof(in_addr);
+  constexpr char kLoopbackNetwork = 127;  // 127.0.0.0/8
+  const bool loopback = host(here).size() == kV4 && host(there).size() == kV4 &&
+                        host(here)[0] == kLoopbackNetwork && host(there)[0] == kLoopbackNetwork;
+  return loopback || (!host(here).empty() && host(here) == host(there));
 }
 
 namespace {

@@ -55,7 +55,7 @@ Status Prepare(const Socket& socket);
 // every kernel has and lets anybody use.
 void SendUnpaced(const Socket& socket);
 
-// Whether both ends of a connection have one address: no network is in between.
+// Whether both ends of a connection have one address, or loopback ones: no network is in between.
 bool IsWithinHost(const Socket& socket);
 
 // What poll(2) waits at most, in milliseconds, to be back at `deadline`; at least 0.

@@ -3,8 +3,10 @@
 #include <cohort/comm/tcp.h>
 #include <gmock/gmock.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <mutex>
 #include <thread>
 
@@ -41,6 +43,38 @@ TEST(Rendezvous, AnEmptyHostIsGivenOutAsAnAddress) {
   EXPECT_THAT(OrThrow(Listen(":0", "")).address, ::testing::StartsWith("127.0.0.1:"));
   EXPECT_THAT(OrThrow(Listen("0.0.0.0:0", "")).address, ::testing::StartsWith("127.0.0.1:"));
   EXPECT_THAT(OrThrow(Listen(":0", "127.0.0.1")).address, ::testing::StartsWith("127.0.0.1:"));
+}
+
+// What controls the congestion of a connection's network.
+std::string CongestionControl(const Socket& socket) {
+  std::array<char, 64> name = {};
+  socklen_t bytes = name.size() - 1;
+  EXPECT_EQ(::getsockopt(socket.fd(), IPPROTO_TCP, TCP_CONGESTION, name.data(), &bytes), 0);
+  return name.data();
+}
+
+TEST(Socket, WithinAHostNothingIsPaced) {
+  for (const std::string at : {"127.0.0.1:0", "127.0.0.2:0", "[::1]:0"}) {
+    SCOPED_TRACE(at);
+    const Result<Listener> listener = Listen(at, "");
+    if (!listener.ok() && at == "[::1]:0") {
+      continue;  // a machine without IPv6
+    }
+    const Socket client = OrThrow(Connect(listener.value().address, DeadlineAfter(seconds(20))));
+    const Socket server(::accept4(listener.value().socket.fd(), nullptr, nullptr, SOCK_CLOEXEC));
+    for (const Socket* const socket : {&client, &server}) {
+      EXPECT_TRUE(IsWithinHost(*socket));
+      ASSERT_TRUE(Prepare(*socket).ok());
+      EXPECT_EQ(CongestionControl(*socket), "reno");
+    }
+  }
+  std::array<int, 2> ends;
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()), 0);
+  const Socket one(ends[0]);
+  const Socket other(ends[1]);
+  EXPECT_FALSE(IsWithinHost(one));  // nothing paces it
+  EXPECT_TRUE(Prepare(one).ok());
+  EXPECT_FALSE(IsWithinHost(Socket()));
 }
 
 bool HasV6Loopback() { return Listen("[::1]:0", "").ok(); }

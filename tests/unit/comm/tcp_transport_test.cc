@@ -257,6 +257,32 @@ std::size_t Threads() {
   return threads;
 }
 
+// To each peer that an operation sends data to goes its record, with the first of them, and nothing
+// else. A rank that waits for 2 ms tells the next one too, so of many rounds the quietest counts.
+TEST(TcpCommunicator, SendsNothingBesidesWhatItsAlgorithmSends) {
+  constexpr int kRanks = 4;
+  testing::MemoryStore store;
+  const auto told_in_quietest = [](Communicator& comm, const std::string& algorithm) {
+    std::uint64_t least = UINT64_MAX;
+    for (int round = 0; round < 100; ++round) {
+      const std::uint64_t before = comm.stats().control_messages;
+      std::vector<float> values(1'000, 1.0F);
+      auto work = comm.AllReduce(std::span(values), ReduceOp::kSum, {.algorithm = algorithm});
+      EXPECT_TRUE(work.ok() && work.value()->Wait().ok());
+      least = std::min(least, comm.stats().control_messages - before);
+    }
+    return least;
+  };
+  testing::ExpectAllOk(testing::RunRanks(kRanks, [&](int rank) -> Status {
+    COHORT_ASSIGN_OR_RETURN(
+        const auto comm, MakeTcpCommunicator(rank, kRanks, store, "job", {.connect_timeout = 20s}));
+    EXPECT_EQ(told_in_quietest(*comm, "ring"), 1U) << rank;                // the next rank
+    EXPECT_EQ(told_in_quietest(*comm, "recursive_doubling"), 2U) << rank;  // not the next, of 1, 3
+    EXPECT_EQ(told_in_quietest(*comm, "direct"), 3U) << rank;
+    return {};
+  }));
+}
+
 // Nine ranks, and two groups of theirs, which have sent something: one thread for each
 // communicator, however many peers it has.
 TEST(TcpCommunicator, HasOneThread) {
