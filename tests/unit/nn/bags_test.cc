@@ -135,10 +135,9 @@ class SomeRows final : public RowSource {
 };
 class RowSink final : public GradientSink {
  public:
-  void AddRows(int /*table*/, std::span<const std::uint64_t> ids,
-               std::span<const float> values) override {
-    got_ids.assign(ids.begin(), ids.end());
-    got.assign(values.begin(), values.end());
+  void AddRows(const RowGradients& given) override {
+    got_ids.assign(given.ids.begin(), given.ids.end());
+    got.assign(given.values.begin(), given.values.end());
   }
   std::span<float> Accumulator(int) override { throw ContractError("no parameters"); }
   void AddSlices(int, const IndexedSlices&) override { throw ContractError("no parameters"); }
