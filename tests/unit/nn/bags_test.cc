@@ -199,6 +199,22 @@ TEST(Combine, WhatIsNoBagIsRefused) {
                ContractError);
 }
 
+// What travels to a device is a bag and a factor for each row, however wide it is.
+TEST(Combine, OfADeviceWithMemoryOfItsOwnCopiesWhatDoesNotDependOnTheWidth) {
+  const auto device = testing::MakeFarDevice();
+  ParameterSet declared;
+  declared.Build();
+  const auto stream = device->MakeStream();
+  ParameterSet parameters = declared.CopyOn(*device, *stream);
+  Workspace workspace(device);
+  Tape tape(parameters, *stream, workspace, {.intra_op_threads = 1});
+  const Variable rows = tape.Input(testing::RandomTensor({6, 30}, 1));
+  const std::int64_t before = testing::TrafficOf(*device).to_device;
+  static_cast<void>(Combine(rows, Splits(), Combiner::kMean, Weights(true)));
+  EXPECT_EQ(testing::TrafficOf(*device).to_device - before, 6 * (8 + 4));
+  EXPECT_EQ(tape.Finish(), OkStatus());
+}
+
 TEST(Combine, OfADeviceWithMemoryOfItsOwnNamesWhatIsNoBagToo) {
   const auto device = testing::MakeFarDevice();
   ParameterSet declared;
