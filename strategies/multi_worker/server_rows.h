@@ -66,7 +66,7 @@ class ServerRows final : public StepRows {
     std::int64_t step = 1;
     double divisor = 1;
     std::vector<ps::RowGradientBuffer> gradients;  // by table
-    ps::RowLookahead::Lookups ahead;  // of `next`
+    ps::RowLookahead::Lookups ahead;               // of `next`
     std::vector<data::Batch> next;
   };
 

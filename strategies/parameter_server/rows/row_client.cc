@@ -691,9 +691,9 @@ Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_
     const TableSpec& spec = SpecOf(of_table.table);
     Require(of_table.values.size() == of_table.ids.size() * static_cast<std::size_t>(spec.dim),
             "as many gradients as ids: " + spec.name);
-    Require(of_table.counts.empty() || (of_table.counts.size() == of_table.ids.size() &&
-                                        std::ranges::find(of_table.counts, 0U) ==
-                                            of_table.counts.end()),
+    Require(of_table.counts.empty() ||
+                (of_table.counts.size() == of_table.ids.size() &&
+                 std::ranges::find(of_table.counts, 0U) == of_table.counts.end()),
             "a count of at least 1 of each gradient, or none: " + spec.name);
     // An id's residual is taken once, where a table comes twice as well.
     const auto number = static_cast<std::size_t>(of_table.table);

@@ -24,8 +24,8 @@ struct IndexedSlices {
   std::span<const float> values;  // indices.size() rows, row-major
 };
 
-// Gradients of rows of a table (ParameterSet::tables): row ids[i] gets values[i, :]. Ids may repeat;
-// repeated rows add up, in their order.
+// Gradients of rows of a table (ParameterSet::tables): row ids[i] gets values[i, :]. Ids may
+// repeat; repeated rows add up, in their order.
 struct RowGradients {
   int table = 0;
   std::span<const std::uint64_t> ids;
