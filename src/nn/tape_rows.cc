@@ -62,7 +62,7 @@ Tensor Tape::SumOfRows(const RowGradient& gradient) {
   const Tensor sums = Buffer(room);
   kernels_.ScatterAdd(stream_, rows.indices(), rows.rows(), Floats(gradient.gradient),
                       Floats(sums).first(rows.floats()));
-  const Tensor here = workspace_.TakeHost(DType::kFloat32, room);
+  Tensor here = workspace_.TakeHost(DType::kFloat32, room);
   workspace_.device().Copy(stream_, sums.raw(), here.raw(), rows.floats() * sizeof(float));
   Keep(here);
   return here;
