@@ -88,24 +88,26 @@ void ForEach(const Parts& parts, const Fn& fn) {
   }
 }
 
-// On a device with memory of its own: rows times their factors, added up by bag. Both travel there,
-// a factor for each element, since kernels multiply arrays of one size.
+// On a device with memory of its own: rows times their factors, added up by bag. What travels there
+// is a bag and a factor for each row.
 Variable CombineThere(const Variable& rows, std::int64_t bags, const Parts& parts) {
   Tape& tape = rows.tape();
   const std::int64_t values = rows.shape()[0];
   const std::int64_t width = rows.shape()[1];
-  Tensor bag_of(DType::kInt64, {values});
-  Tensor factor_of(DType::kFloat32, {values, width});
+  const Tensor bag_of = tape.workspace().TakeHost(DType::kInt64, {values});
+  const Tensor factor_of = tape.workspace().TakeHost(DType::kFloat32, {values});
+  // Where there are splits that are none, rows are in no bag.
+  std::ranges::fill(bag_of.data<std::int64_t>(), 0);
+  std::ranges::fill(factor_of.data<float>(), 0.0F);
   ForEach(parts, [&](std::size_t bag, std::size_t row, float factor) {
     bag_of.data<std::int64_t>()[row] = static_cast<std::int64_t>(bag);
-    std::ranges::fill(factor_of.data<float>().subspan(row * static_cast<std::size_t>(width),
-                                                      static_cast<std::size_t>(width)),
-                      factor);
+    factor_of.data<float>()[row] = factor;
   });
   const Tensor bags_there = tape.Place(bag_of);
-  const Tensor factors = tape.Place(factor_of);
-  tape.Keep(bag_of);
-  tape.Keep(factor_of);
+  // One for each element: kernels multiply arrays of one size.
+  const Tensor factors = tape.Buffer(rows.shape());
+  tape.kernels().SumMiddleBackward(tape.stream(), {.outer = values, .middle = width, .inner = 1},
+                                   1.0F, Floats(tape.Place(factor_of)), Floats(factors));
   const Indices into{bags_there.raw(), values, /*wide=*/true};
   const RowsOf size{bags, width};
   const Tensor scaled = tape.Buffer(rows.shape());

@@ -4,12 +4,14 @@
 #include <cohort/nn/operations.h>
 #include <cohort/optim/row_source.h>
 
+#include <algorithm>
 #include <limits>
 #include <memory>
 #include <utility>
 #include <vector>
 
 #include "checks.h"
+#include "looked_up.h"
 
 namespace cohort::nn {
 namespace {
@@ -117,28 +119,55 @@ Variable Embedding::LookUp(Tape& tape, const Tensor& ids) const {
   }
   std::vector<std::int64_t> dims = ids.shape().dims();
   dims.push_back(width_);
-  const Tensor y = tape.Buffer(Shape(std::move(dims)));
+  const Shape shape(std::move(dims));
   tape.NotReplayable();
-  const bool on_host = y.space() == MemorySpace::kHost;
-  const Tensor found = on_host ? y : tape.workspace().TakeHost(y.dtype(), y.shape());
-  const auto look_up = [&rows = tape.parameters().rows(), table = table_, wanted, found, outside,
-                        training = tape.options().training]() -> Status {
-    COHORT_RETURN_IF_ERROR(outside);
-    return rows.Lookup(table, *wanted, training, Floats(found));
-  };
-  if (on_host) {
-    tape.stream().Enqueue(look_up);
-  } else {
-    // Now: a device's stream is no place to wait for servers.
-    if (Status status = look_up(); !status.ok()) {
-      tape.stream().Enqueue([status] { return status; });
-    }
-    tape.workspace().device().Copy(tape.stream(), found.raw(), y.raw(), y.bytes());
-    tape.Keep(found);
+  if (tape.workspace().device().memory_space() != MemorySpace::kHost) {
+    return LookUpOnce(tape, *wanted, outside, shape);
   }
+  const Tensor y = tape.Buffer(shape);
+  tape.stream().Enqueue([&rows = tape.parameters().rows(), table = table_, wanted, y, outside,
+                         training = tape.options().training]() -> Status {
+    COHORT_RETURN_IF_ERROR(outside);
+    return rows.Lookup(table, *wanted, training, Floats(y));
+  });
   return tape.Record(
       y, {}, {}, [table = table_, wanted](BackwardPass& pass) { pass.Rows(table, *wanted); },
       /*trains_rows=*/true);
+}
+
+// On a device with memory of its own, to which each row goes once, to be repeated there.
+Variable Embedding::LookUpOnce(Tape& tape, std::span<const std::uint64_t> wanted, Status status,
+                               const Shape& shape) const {
+  const auto asked = static_cast<std::int64_t>(wanted.size());
+  Workspace& workspace = tape.workspace();
+  const Tensor found = workspace.TakeHost(DType::kFloat32, {asked, width_});
+  const auto rows = std::make_shared<LookedUp>();
+  rows->table = table_;
+  rows->width = width_;
+  rows->places = workspace.TakeHost(DType::kInt32, {asked});
+  RowsOnce once{.rows = Floats(found), .places = rows->places.data<std::int32_t>(), .ids = Ids()};
+  if (status.ok()) {
+    // Now: a device's stream is no place to wait for servers.
+    status = tape.parameters().rows().LookupOnce(table_, wanted, tape.options().training, once);
+  }
+  if (!status.ok()) {
+    tape.stream().Enqueue([status] { return status; });
+    // What kernels are given behind that is within bounds.
+    once.ids.assign(std::min<std::size_t>(1, wanted.size()), 0);
+    std::ranges::fill(once.places, 0);
+    std::ranges::fill(once.rows, 0.0F);
+  }
+  rows->ids = std::move(once.ids);
+  rows->placed = tape.Place(rows->places);
+  // Of one size, however many ids are different.
+  const Tensor there = tape.Buffer({asked, width_});
+  workspace.device().Copy(tape.stream(), found.raw(), there.raw(), rows->floats() * sizeof(float));
+  tape.Keep(found);
+  const Tensor y = tape.Buffer(shape);
+  tape.kernels().Gather(tape.stream(), rows->indices(), rows->rows(),
+                        Floats(there).first(rows->floats()), Floats(y));
+  return tape.Record(
+      y, {}, {}, [rows](BackwardPass& pass) { pass.Rows(rows); }, /*trains_rows=*/true);
 }
 
 Variable Embedding::Scores(const Variable& x) const { return ScoresOf(x, rows_); }

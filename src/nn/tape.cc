@@ -188,6 +188,7 @@ void Tape::Backward(const Variable& loss, GradientSink& sink) {
     }
     operation.backward = nullptr;  // and with it what it kept: the next operations reuse the memory
   }
+  SendRows();
   for (int p = 0; p < parameters_.size(); ++p) {
     if (parameters_[p].trainable && uses[static_cast<std::size_t>(p)] == 0) {
       sink.Ready(p);

@@ -43,19 +43,40 @@ Status ServerRows::Lookup(int table, std::span<const std::uint64_t> ids, bool tr
   if (training && ahead_.Take(client_, rounds_, table, ids, rows)) {
     return {};
   }
-  if (const Status pulled = client_.Pull(table, ids, step(), training, rows); !pulled.ok()) {
-    server_failed_ = server_failed_ || pulled.code() == StatusCode::kUnavailable ||
-                     pulled.code() == StatusCode::kAborted;
-    return pulled;
-  }
+  COHORT_RETURN_IF_ERROR(Pull(table, ids, training, rows));
   if (training) {
     lookahead_.Learn(table, ids);
   }
   return {};
 }
 
+Status ServerRows::LookupOnce(int table, std::span<const std::uint64_t> ids, bool training,
+                              RowsOnce& once) {
+  const std::lock_guard lock(client_mutex_);
+  if (training && ahead_.TakeOnce(client_, rounds_, table, ids, once)) {
+    return {};
+  }
+  const std::span<float> rows = once.Find(ids);
+  COHORT_RETURN_IF_ERROR(Pull(table, once.ids, training, rows));
+  if (training) {
+    lookahead_.Learn(table, ids);
+  }
+  return {};
+}
+
+// By who holds client_mutex_.
+Status ServerRows::Pull(int table, std::span<const std::uint64_t> ids, bool training,
+                        std::span<float> rows) {
+  if (const Status pulled = client_.Pull(table, ids, step(), training, rows); !pulled.ok()) {
+    server_failed_ = server_failed_ || pulled.code() == StatusCode::kUnavailable ||
+                     pulled.code() == StatusCode::kAborted;
+    return pulled;
+  }
+  return {};
+}
+
 // What a server would refuse, before any other process or parameter has seen this step's end.
-Status ServerRows::CheckFinite(int table, const Rows& gradients) const {
+Status ServerRows::CheckFinite(int table, const ps::RowGradientBuffer& gradients) const {
   const TableSpec& spec = SpecOf(table);
   ps::PayloadReader values(ps::Segments{std::as_bytes(std::span(gradients.values))});
   if (spec.not_finite != TableSpec::NotFinite::kReject ||
@@ -92,10 +113,8 @@ Status ServerRows::Apply(std::int64_t step, double divisor, const DistributedBat
   round_.divisor = divisor;
   Status status;
   for (std::size_t t = 0; t < num_tables(); ++t) {
-    Pending& pending = Gather(t);
-    Rows& gradients = round_.gradients[t];
-    std::swap(gradients.ids, pending.ids);
-    std::swap(gradients.values, pending.values);
+    ps::RowGradientBuffer& gradients = round_.gradients[t];
+    std::swap(gradients, Gather(t));
     if (status.ok()) {
       status = CheckFinite(static_cast<int>(t), gradients);
     }
@@ -146,7 +165,8 @@ void ServerRows::Carry(Round& round) {
     if (!round.gradients[t].ids.empty()) {
       gradients.push_back({.table = static_cast<int>(t),
                            .ids = round.gradients[t].ids,
-                           .values = round.gradients[t].values});
+                           .values = round.gradients[t].values,
+                           .counts = round.gradients[t].counts});
     }
   }
   Status status = client_.PushPart(gradients, round.step, round.divisor,

@@ -43,6 +43,8 @@ class ServerRows final : public StepRows {
 
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override;
+  Status LookupOnce(int table, std::span<const std::uint64_t> ids, bool training,
+                    RowsOnce& once) override;
   Status Apply(std::int64_t step, double divisor, const DistributedBatch* next) override;
   Status Finish() override;
   Result<bool> Freeze(std::int64_t step) override;
@@ -60,21 +62,18 @@ class ServerRows final : public StepRows {
   void StartBatch(const DistributedBatch& batch) override;
 
  private:
-  struct Rows {
-    std::vector<std::uint64_t> ids;
-    std::vector<float> values;
-  };
   struct Round {
     std::int64_t step = 1;
     double divisor = 1;
-    std::vector<Rows> gradients;      // by table
-    ps::RowLookahead::Lookups ahead;  // of `next`
+    std::vector<ps::RowGradientBuffer> gradients;  // by table
+    ps::RowLookahead::Lookups ahead;               // of `next`
     std::vector<data::Batch> next;
   };
 
   void Work();
   void Carry(Round& round);
-  Status CheckFinite(int table, const Rows& gradients) const;
+  Status Pull(int table, std::span<const std::uint64_t> ids, bool training, std::span<float> rows);
+  Status CheckFinite(int table, const ps::RowGradientBuffer& gradients) const;
 
   const int rank_;
   const int processes_;

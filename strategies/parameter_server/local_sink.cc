@@ -30,9 +30,8 @@ LocalSink::LocalSink(const ParameterSet& parameters, DeviceReplica* device, Fram
 void LocalSink::Begin(double weight, bool seed_with_weight, Stream& stream) {
   std::fill(zeroed_.begin(), zeroed_.end(), 0);
   std::fill(ready_.begin(), ready_.end(), 0);
-  for (Rows& rows : rows_) {
-    rows.ids.clear();
-    rows.values.clear();
+  for (RowGradientBuffer& rows : rows_) {
+    rows.Clear();
   }
   weight_ = weight;
   seed_with_weight_ = seed_with_weight;
@@ -136,19 +135,19 @@ void LocalSink::AddSlices(int parameter, const IndexedSlices& slices) {
   });
 }
 
-void LocalSink::AddRows(int table, std::span<const std::uint64_t> ids,
-                        std::span<const float> values) {
-  Rows& rows = rows_.at(static_cast<std::size_t>(table));
-  rows.ids.insert(rows.ids.end(), ids.begin(), ids.end());
-  rows.values.insert(rows.values.end(), values.begin(), values.end());
+void LocalSink::AddRows(const RowGradients& gradients) {
+  rows_.at(static_cast<std::size_t>(gradients.table))
+      .Add(gradients.ids, gradients.values, gradients.counts);
 }
 
 std::vector<RowClient::Gradients> LocalSink::rows() const {
   std::vector<RowClient::Gradients> gradients;
   for (std::size_t t = 0; t < rows_.size(); ++t) {
     if (!rows_[t].ids.empty()) {
-      gradients.push_back(
-          {.table = static_cast<int>(t), .ids = rows_[t].ids, .values = rows_[t].values});
+      gradients.push_back({.table = static_cast<int>(t),
+                           .ids = rows_[t].ids,
+                           .values = rows_[t].values,
+                           .counts = rows_[t].counts});
     }
   }
   return gradients;

@@ -15,6 +15,7 @@
 
 #include "parameter_server/device_replica.h"
 #include "parameter_server/rows/row_client.h"
+#include "parameter_server/rows/row_gradient_buffer.h"
 
 namespace cohort::ps {
 
@@ -41,8 +42,7 @@ class LocalSink final : public GradientSink {
 
   std::span<float> Accumulator(int parameter) override;
   void AddSlices(int parameter, const IndexedSlices& slices) override;
-  void AddRows(int table, std::span<const std::uint64_t> ids,
-               std::span<const float> values) override;
+  void AddRows(const RowGradients& gradients) override;
   void Ready(int parameter) override;
   std::int64_t early_bytes() const override;
   float loss_seed() const override;
@@ -59,11 +59,7 @@ class LocalSink final : public GradientSink {
   std::span<float> arena_;
   std::vector<char> zeroed_;  // by parameter, in this pass
   std::vector<char> ready_;
-  struct Rows {
-    std::vector<std::uint64_t> ids;
-    std::vector<float> values;
-  };
-  std::vector<Rows> rows_;  // by table
+  std::vector<RowGradientBuffer> rows_;  // by table
   double weight_ = 0;
   bool seed_with_weight_ = true;
   Stream* stream_ = nullptr;

@@ -32,13 +32,49 @@ RemoteRows::~RemoteRows() {
 Status RemoteRows::Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                           std::span<float> rows) {
   if (training) {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [this] { return !urgent_; });
-    COHORT_RETURN_IF_ERROR(failed_);
-    if (ahead_.Take(client_(), number_, table, ids, rows)) {
+    COHORT_ASSIGN_OR_RETURN(const bool taken, TakeAhead([&] {
+                              return ahead_.Take(client_(), number_, table, ids, rows);
+                            }));
+    if (taken) {
       return {};
     }
   }
+  COHORT_RETURN_IF_ERROR(Pull(table, ids, training, rows));
+  if (training) {
+    lookahead_.Learn(table, ids);
+  }
+  return {};
+}
+
+Status RemoteRows::LookupOnce(int table, std::span<const std::uint64_t> ids, bool training,
+                              RowsOnce& once) {
+  if (training) {
+    COHORT_ASSIGN_OR_RETURN(const bool taken, TakeAhead([&] {
+                              return ahead_.TakeOnce(client_(), number_, table, ids, once);
+                            }));
+    if (taken) {
+      return {};
+    }
+  }
+  const std::span<float> rows = once.Find(ids);
+  COHORT_RETURN_IF_ERROR(Pull(table, once.ids, training, rows));
+  if (training) {
+    lookahead_.Learn(table, ids);
+  }
+  return {};
+}
+
+// Once what the step needs is there, or known not to be.
+template <typename Take>
+Result<bool> RemoteRows::TakeAhead(const Take& take) {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return !urgent_; });
+  COHORT_RETURN_IF_ERROR(failed_);
+  return take();
+}
+
+Status RemoteRows::Pull(int table, std::span<const std::uint64_t> ids, bool training,
+                        std::span<float> rows) {
   Wait();
   {
     const std::lock_guard lock(mutex_);
@@ -48,9 +84,6 @@ Status RemoteRows::Lookup(int table, std::span<const std::uint64_t> ids, bool tr
   client.ReadAfter(round_());
   const Status status = client.Pull(table, ids, step_ + 1, training, rows);
   broken_ = broken_ || status.code() == StatusCode::kUnavailable;
-  if (training && status.ok()) {
-    lookahead_.Learn(table, ids);
-  }
   return status;
 }
 

@@ -42,6 +42,8 @@ class RemoteRows final : public RowSource {
   // For want of memory to look ahead they ask the servers themselves.
   Status Lookup(int table, std::span<const std::uint64_t> ids, bool training,
                 std::span<float> rows) override;
+  Status LookupOnce(int table, std::span<const std::uint64_t> ids, bool training,
+                    RowsOnce& once) override;
   // Was a server not there, since the last call?
   bool TakeBroken() { return std::exchange(broken_, false); }
 
@@ -63,6 +65,9 @@ class RemoteRows final : public RowSource {
  private:
   void Run();
   void LookAhead(std::unique_lock<std::mutex>& lock);
+  template <typename Take>
+  Result<bool> TakeAhead(const Take& take);
+  Status Pull(int table, std::span<const std::uint64_t> ids, bool training, std::span<float> rows);
 
   const std::function<RowClient&()> client_;
   const std::function<std::uint64_t()> round_;

@@ -42,9 +42,10 @@ Status LocalRows::Apply(std::int64_t step, double divisor, const DistributedBatc
   const float scale = divisor > 0 ? static_cast<float>(1.0 / divisor) : 0.0F;
   std::vector<ps::RowTable::Gradients> gradients;
   for (std::size_t t = 0; t < tables_.size(); ++t) {
-    const Pending& all = Gather(t);
+    const ps::RowGradientBuffer& all = Gather(t);
     gradients.push_back({.ids = all.ids,
                          .values = all.values,
+                         .counts = all.counts,
                          .scale = scale,
                          .step = step,
                          .bias_step = std::max<std::int64_t>(1, step - skipped())});

@@ -87,11 +87,10 @@ void ReplicaSink::AddSlices(int parameter, const IndexedSlices& slices) {
   });
 }
 
-void ReplicaSink::AddRows(int table, std::span<const std::uint64_t> ids,
-                          std::span<const float> values) {
+void ReplicaSink::AddRows(const RowGradients& gradients) {
   Require(stream_ != nullptr && parts_.rows != nullptr,
           "AddRows during a pass, of a model with tables");
-  parts_.rows->Add(parts_.replica, table, ids, values);
+  parts_.rows->Add(parts_.replica, gradients);
 }
 
 void ReplicaSink::Ready(int parameter) {

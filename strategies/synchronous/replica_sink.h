@@ -74,8 +74,7 @@ class ReplicaSink final : public GradientSink {
 
   std::span<float> Accumulator(int parameter) override;
   void AddSlices(int parameter, const IndexedSlices& slices) override;
-  void AddRows(int table, std::span<const std::uint64_t> ids,
-               std::span<const float> values) override;
+  void AddRows(const RowGradients& gradients) override;
   void Ready(int parameter) override;
   std::int64_t early_bytes() const override { return parts_.early_bytes; }
   void SetWeight(double weight) override;

@@ -20,35 +20,33 @@ Status StepRows::SaveChanges(int table, FileSystem& /*files*/, const std::string
   return Unimplemented("table \"" + SpecOf(table).name + "\": changes since a save");
 }
 
-void StepRows::Add(int thread, int table, std::span<const std::uint64_t> ids,
-                   std::span<const float> values) {
-  const TableSpec& to = SpecOf(table);
-  Require(values.size() == ids.size() * static_cast<std::size_t>(to.dim),
+void StepRows::Add(int thread, const RowGradients& gradients) {
+  const TableSpec& to = SpecOf(gradients.table);
+  Require(gradients.values.size() == gradients.ids.size() * static_cast<std::size_t>(to.dim),
           "as many rows as ids: " + to.name);
-  Pending& pending = PendingOf(thread, static_cast<std::size_t>(table));
-  pending.ids.insert(pending.ids.end(), ids.begin(), ids.end());
-  pending.values.insert(pending.values.end(), values.begin(), values.end());
+  Require(gradients.counts.empty() || gradients.counts.size() == gradients.ids.size(),
+          "as many counts as ids, or none: " + to.name);
+  PendingOf(thread, static_cast<std::size_t>(gradients.table))
+      .gradients.Add(gradients.ids, gradients.values, gradients.counts);
 }
 
 void StepRows::Mark(int thread) {
   for (std::size_t t = 0; t < tables_.size(); ++t) {
     Pending& pending = PendingOf(thread, t);
-    pending.marked_ids = pending.ids.size();
+    pending.marked_ids = pending.gradients.ids.size();
   }
 }
 
 void StepRows::DropSinceMark(int thread) {
   for (std::size_t t = 0; t < tables_.size(); ++t) {
     Pending& pending = PendingOf(thread, t);
-    pending.ids.resize(pending.marked_ids);
-    pending.values.resize(pending.marked_ids * static_cast<std::size_t>(tables_[t].dim));
+    pending.gradients.Cut(pending.marked_ids, static_cast<std::size_t>(tables_[t].dim));
   }
 }
 
 void StepRows::Drop() {
   for (Pending& pending : pending_) {
-    pending.ids.clear();
-    pending.values.clear();
+    pending.gradients.Clear();
   }
 }
 
@@ -58,21 +56,19 @@ bool StepRows::Finite() const {
   constexpr double kMost = std::numeric_limits<float>::max() / 2;  // room for the sums' rounding
   double sum = 0;
   for (const Pending& pending : pending_) {
-    for (const float value : pending.values) {
+    for (const float value : pending.gradients.values) {
       sum += std::abs(static_cast<double>(value));
     }
   }
   return sum <= kMost;  // NaN is not
 }
 
-StepRows::Pending& StepRows::Gather(std::size_t table) {
-  Pending& all = PendingOf(0, table);
+ps::RowGradientBuffer& StepRows::Gather(std::size_t table) {
+  ps::RowGradientBuffer& all = PendingOf(0, table).gradients;
   for (int thread = 1; thread < threads_; ++thread) {
-    Pending& more = PendingOf(thread, table);
-    all.ids.insert(all.ids.end(), more.ids.begin(), more.ids.end());
-    all.values.insert(all.values.end(), more.values.begin(), more.values.end());
-    more.ids.clear();
-    more.values.clear();
+    ps::RowGradientBuffer& more = PendingOf(thread, table).gradients;
+    all.Add(more.ids, more.values, more.counts);
+    more.Clear();
   }
   return all;
 }

@@ -2,7 +2,8 @@
 // the gradients of a step that this process's replicas have for them.
 //
 // A row's gradients are added up replica after replica, in the order in which each gave them: the
-// same bits for any number of threads that share the replicas.
+// same bits for any number of threads that share the replicas. A replica on a device gives, for
+// each of its passes, the sum of a row's.
 //
 // Thread rules: Lookup from any thread; Add from each replica's own; the others while no replica is
 // in a pass, but what Freeze says.
@@ -17,9 +18,12 @@
 
 #include <cohort/core/file_system.h>
 #include <cohort/core/status.h>
+#include <cohort/optim/gradient_sink.h>
 #include <cohort/optim/row_source.h>
 #include <cohort/optim/table_spec.h>
 #include <cohort/strategies/distributed_dataset.h>
+
+#include "parameter_server/rows/row_gradient_buffer.h"
 
 namespace cohort {
 
@@ -36,8 +40,7 @@ class StepRows : public RowSource {
     StartBatch(batch);
   }
 
-  void Add(int thread, int table, std::span<const std::uint64_t> ids,
-           std::span<const float> values);
+  void Add(int thread, const RowGradients& gradients);
   void Drop();  // the gradients
   // Are these finite, and small enough for every sum of them to be?
   bool Finite() const;
@@ -72,19 +75,18 @@ class StepRows : public RowSource {
 
  protected:
   virtual void StartBatch(const DistributedBatch& /*batch*/) {}
-  struct Pending {
-    std::vector<std::uint64_t> ids;
-    std::vector<float> values;
-    std::size_t marked_ids = 0;
-  };
   const TableSpec& SpecOf(int table) const;
   std::size_t num_tables() const { return tables_.size(); }
   std::int64_t step() const { return step_; }
   std::int64_t skipped() const { return skipped_; }
   // Of all threads, for a table.
-  Pending& Gather(std::size_t table);
+  ps::RowGradientBuffer& Gather(std::size_t table);
 
  private:
+  struct Pending {
+    ps::RowGradientBuffer gradients;
+    std::size_t marked_ids = 0;
+  };
   Pending& PendingOf(int thread, std::size_t table) {
     return pending_[static_cast<std::size_t>(thread) * tables_.size() + table];
   }

@@ -1,8 +1,8 @@
 // Workers of a parameter server on devices whose memory is apart from the host's: a model of the
 // model layer gets the bits that it gets where the device makes the updates, and what a program may
 // expect of state and errors. Sums of several workers are compared in strategy_conformance.cc, rows
-// of tables in sparse_table_test.cc, the loss of servers in
-// tests/process/parameter_server_recovery_test.cc.
+// of tables in parameter_server_device_tables_test.cc and sparse_table_test.cc, the loss of servers
+// in tests/process/parameter_server_recovery_test.cc.
 
 #include <cohort/nn/layers.h>
 #include <cohort/nn/losses.h>
@@ -23,11 +23,8 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "conformance/parameter_server_job.h"
-#include "testing/far_device.h"
+#include "conformance/device_workers.h"
 #include "testing/integer_model.h"
-#include "testing/late_stream.h"
-#include "testing/run_ranks.h"
 #include "testing/temp_dir.h"
 
 namespace cohort::testing {
@@ -35,16 +32,6 @@ namespace {
 
 using ::testing::HasSubstr;
 using MakeOptimizer = std::function<std::unique_ptr<Optimizer>()>;
-// Makes a worker's device.
-using MakeDevice = std::function<std::shared_ptr<Device>()>;
-
-std::shared_ptr<Device> OnTheCpu() { return CpuDevice(); }
-std::shared_ptr<Device> Far() {
-  return MakeFarDevice("far:0", [] { return MakeInlineStream(); });
-}
-std::shared_ptr<Device> FarAndLate() {
-  return MakeFarDevice("far:0", LateStreams(4, std::chrono::microseconds(40)));
-}
 
 // Dense, batch norm, dropout, dense. The averages are state that steps move, and that travels as
 // parameters do. Gradients are large enough to come to the host in several pieces.
@@ -93,23 +80,6 @@ struct Outcome {
   std::vector<double> losses;
   friend bool operator==(const Outcome&, const Outcome&) = default;
 };
-
-// fn on every worker's strategy, with two servers; worker:0 coordinates.
-void RunWorkers(int workers, const std::string& consistency, const MakeDevice& device,
-                const std::function<Status(int worker, ParameterServerStrategy&)>& fn) {
-  Job job(workers, 2);
-  job.Start();
-  ExpectAllOk(RunRanks(workers, [&](int worker) -> Status {
-    StrategyOptions options;
-    options.consistency = OrThrow(Consistency::Parse(consistency));
-    options.devices = {device()};
-    options.intra_op_threads = 1;
-    COHORT_ASSIGN_OR_RETURN(const auto strategy, job.Make({TaskType::kWorker, worker}, options));
-    COHORT_RETURN_IF_ERROR(fn(worker, *strategy));
-    return strategy->Shutdown();
-  }));
-  job.Stop();
-}
 
 // Batches of 14, 14, 14 and 3; where there is an `outcome` to tell, evaluated on each.
 Status TrainWith(Strategy& strategy, std::unique_ptr<Optimizer> optimizer, Outcome* outcome) {

@@ -351,6 +351,34 @@ TEST(SparseTables, WorkersOnDevicesHaveTheBitsOfTheCpu) {
   EXPECT_EQ(on_devices.rows, in_step.rows);
 }
 
+// Of what is looked up ahead one takes each row once, the other one for each id.
+TEST(SparseTables, ReplicasOfAWorkerOnTheCpuAndADeviceLearnTheSame) {
+  const std::string sgd = Sgd({.learning_rate = 0.1})->config();
+  const Outcome alone = InOneProcess(1, 2, {}, 0, sgd);
+  const auto make = [](bool device_first) -> MakeStrategy {
+    return [device_first](StrategyOptions options) {
+      if (options.cluster->task.type == TaskType::kWorker) {
+        options.devices = {CpuDevice(), MakeFarDevice()};
+        if (device_first) {
+          std::swap(options.devices[0], options.devices[1]);
+        }
+      }
+      return AskedFor(std::move(options));
+    };
+  };
+  for (const bool device_first : {false, true}) {
+    const InStepResult mixed = InStep(
+        1, 2, [&](Strategy& strategy) { return TrainOn(strategy, 2, {}, sgd); }, /*devices=*/2,
+        /*far=*/false, make(device_first));
+    for (const auto& [task, status] : mixed.statuses) {
+      EXPECT_EQ(status, OkStatus()) << task << ": " << status.ToString();
+    }
+    ASSERT_EQ(mixed.workers.size(), 1U);
+    ExpectNear(mixed.workers[0].values, alone.values, 1e-5F);
+    ExpectNear(mixed.workers[0].rows, alone.rows, 1e-5F);
+  }
+}
+
 TEST(SparseTables, SeveralWorkersLearnTheSame) {
   const Outcome alone = InOneProcess(1, 4);
   const Outcome remote = OnServers(3, 2, 4);

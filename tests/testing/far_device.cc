@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstring>
 #include <map>
@@ -578,6 +579,9 @@ class FarDevice final : public Device, public std::enable_shared_from_this<FarDe
     if (bytes == 0) {
       return;
     }
+    if (view_.memory->IsFar(from) != view_.memory->IsFar(to)) {
+      (view_.memory->IsFar(to) ? to_device_ : to_host_) += static_cast<std::int64_t>(bytes);
+    }
     const std::byte* source = Side(from, bytes);
     std::byte* target = Side(to, bytes);
     stream.Enqueue([=]() -> Status {
@@ -585,6 +589,7 @@ class FarDevice final : public Device, public std::enable_shared_from_this<FarDe
       return {};
     });
   }
+  FarTraffic traffic() const { return {.to_device = to_device_, .to_host = to_host_}; }
   std::unique_ptr<Graph> Capture(Stream& stream, const std::function<void()>& feed) override {
     return std::move(CaptureParts(stream, [&](const Cut& /*cut*/) { feed(); }).front());
   }
@@ -610,6 +615,8 @@ class FarDevice final : public Device, public std::enable_shared_from_this<FarDe
   const std::string name_;
   const View view_;
   const FarStreams make_stream_;
+  std::atomic<std::int64_t> to_device_ = 0;
+  std::atomic<std::int64_t> to_host_ = 0;
 };
 
 }  // namespace
@@ -625,6 +632,12 @@ std::vector<std::shared_ptr<Device>> MakeFarDevices(int count, FarStreams make_s
         std::make_shared<FarDevice>("far:" + std::to_string(i), memory, make_stream, reach));
   }
   return devices;
+}
+
+FarTraffic TrafficOf(const Device& far) {
+  const auto* const device = dynamic_cast<const FarDevice*>(&far);
+  Require(device != nullptr, "TrafficOf a far device");
+  return device->traffic();
 }
 
 std::byte* BytesOf(const Device& far, std::byte* address, std::size_t bytes) {

@@ -14,6 +14,7 @@
 // Thread rules: Device's.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
@@ -31,6 +32,13 @@ std::shared_ptr<Device> MakeFarDevice(std::string name = "far:0", FarStreams mak
 // `reach`: and reaches them.
 std::vector<std::shared_ptr<Device>> MakeFarDevices(int count, FarStreams make_stream = {},
                                                     bool reach = false);
+
+// What a far device's Copy was asked for so far, between its kind and the host, in bytes.
+struct FarTraffic {
+  std::int64_t to_device = 0;
+  std::int64_t to_host = 0;
+};
+FarTraffic TrafficOf(const Device& far);
 
 // Where bytes of a far device's own memory are: for what plays the part of hardware.
 std::byte* BytesOf(const Device& far, std::byte* address, std::size_t bytes);

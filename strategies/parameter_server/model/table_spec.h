@@ -12,10 +12,12 @@
 #include <string_view>
 
 #include <cohort/core/status.h>
+#include <cohort/optim/id_index.h>
 #include <cohort/optim/table_spec.h>
 
 namespace cohort::ps {
 
+using ::cohort::HashId;
 using ::cohort::RowInitializer;
 using ::cohort::TableSpec;
 
@@ -25,13 +27,6 @@ std::string ToMessage(const TableSpec& spec);
 // DataLoss: no message.
 Result<TableSpec> SpecOf(std::string_view message);
 
-// The hash of an id. A bijection: equal hashes are equal ids.
-inline std::uint64_t HashId(std::uint64_t id) {
-  std::uint64_t h = id + 0x9E3779B97F4A7C15ULL;
-  h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9ULL;
-  h = (h ^ (h >> 27)) * 0x94D049BB133111EBULL;
-  return h ^ (h >> 31);
-}
 // The id of a hash.
 inline std::uint64_t IdOfHash(std::uint64_t h) {
   h = (h ^ (h >> 31) ^ (h >> 62)) * 0x319642B2D24D8EC3ULL;

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <utility>
 
+#include <cohort/optim/id_index.h>
 #include <cohort/parameter_server.grpc.pb.h>
 #include "grpc_util.h"
 #include "parameter_server/frames/frame_address.h"
@@ -15,7 +16,6 @@
 #include "parameter_server/frames/wire.h"
 #include "parameter_server/rows/background.h"
 #include "parameter_server/rows/bucket_client.h"
-#include "parameter_server/rows/id_index.h"
 #include "parameter_server/rows/late_rows.h"
 #include "parameter_server/rows/pulled_rows.h"
 #include "parameter_server/rows/row_file.h"
@@ -262,13 +262,15 @@ struct RowsToPush {
   }
 
   // Adds up the gradients of the ids that `unique` was made of.
-  void Add(std::span<const float> gradients) {
+  void Add(const RowClient::Gradients& gradients) {
     const std::span<float> sum = sums.values();
     for (std::size_t i = 0; i < unique.place.size(); ++i) {
       const std::size_t u = unique.place[i];
-      const float* const from = gradients.data() + i * dim;
+      const float* const from = gradients.values.data() + i * dim;
       float* const to = sum.data() + u * dim;
-      if (counts[u]++ == 0) {
+      const bool first = counts[u] == 0;
+      counts[u] += gradients.counts.empty() ? 1 : gradients.counts[i];
+      if (first) {
         std::memcpy(to, from, dim * sizeof(float));
         continue;
       }
@@ -689,12 +691,16 @@ Status FrameRowClient::PushAll(std::span<const Gradients> gradients, std::int64_
     const TableSpec& spec = SpecOf(of_table.table);
     Require(of_table.values.size() == of_table.ids.size() * static_cast<std::size_t>(spec.dim),
             "as many gradients as ids: " + spec.name);
+    Require(of_table.counts.empty() ||
+                (of_table.counts.size() == of_table.ids.size() &&
+                 std::ranges::find(of_table.counts, 0U) == of_table.counts.end()),
+            "a count of at least 1 of each gradient, or none: " + spec.name);
     // An id's residual is taken once, where a table comes twice as well.
     const auto number = static_cast<std::size_t>(of_table.table);
     RowsToPush& rows = tables.emplace_back(of_table.table, spec, UniqueIds(of_table.ids), routes_,
                                            seen[number] ? nullptr : feedback_.Of(of_table.table),
                                            pulled_.PartsOf(of_table.table));
-    rows.Add(of_table.values);
+    rows.Add(of_table);
     rows.late = pulled_.Fill(of_table.table, rows.unique.ids, rows.sums.values());
     seen[number] = true;
   }

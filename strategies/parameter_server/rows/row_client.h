@@ -20,6 +20,7 @@
 
 #include <cohort/core/file_system.h>
 #include <cohort/core/status.h>
+#include <cohort/optim/gradient_sink.h>
 
 #include "parameter_server/model/table_spec.h"
 #include "parameter_server/rows/bucket_client.h"
@@ -56,11 +57,7 @@ class RowClient {
   virtual void Use(int table, std::span<const std::uint64_t> ids,
                    std::span<const std::uint32_t> updates, std::span<const float> rows) = 0;
 
-  struct Gradients {
-    int table = 0;
-    std::span<const std::uint64_t> ids;
-    std::span<const float> values;  // [ids, dim]
-  };
+  using Gradients = RowGradients;
   // Gradients of repeated ids are added up in the order of the input. `weight`: what the sums are
   // divided by. On an error some servers may have applied their part, and what is kept of rounded
   // gradients is as before.

@@ -3,7 +3,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "parameter_server/rows/id_index.h"
+#include <cohort/optim/id_index.h>
+
 #include "parameter_server/rows/late_rows.h"
 
 namespace cohort::ps {
@@ -36,7 +37,7 @@ std::vector<RowsAhead::Exchange> RowsAhead::Plan(std::span<const Batch> batches,
     }
     for (const auto& [table, ids] : batch.lookups) {
       if (Find(batch.number, table, ids) == nullptr) {
-        exchange.rows_.push_back(NewRows(table, {ids.begin(), ids.end()}));
+        exchange.rows_.push_back(NewLookup(table, ids));
       }
     }
     if (first || !exchange.rows_.empty()) {
@@ -173,12 +174,40 @@ bool RowsAhead::Take(RowClient& client, std::uint64_t number, int table,
   if (found == nullptr) {
     return false;
   }
-  std::ranges::copy(found->values.values(), rows.begin());
-  if (!found->updates.empty()) {
-    client.Use(table, ids, found->updates, rows);
+  const std::span<const float> values = found->values.values();
+  if (found->places.empty()) {
+    std::ranges::copy(values, rows.begin());
+  } else {
+    const std::size_t dim = tables_[static_cast<std::size_t>(table)].dim;
+    for (std::size_t i = 0; i < ids.size(); ++i) {
+      const auto place = static_cast<std::size_t>(found->places[i]);
+      std::ranges::copy(values.subspan(place * dim, dim), rows.subspan(i * dim).begin());
+    }
+  }
+  Used(client, *found);
+  return true;
+}
+
+bool RowsAhead::TakeOnce(RowClient& client, std::uint64_t number, int table,
+                         std::span<const std::uint64_t> ids, RowsOnce& once) {
+  tables_[static_cast<std::size_t>(table)].once = true;
+  const Rows* const found = Find(number, table, ids);
+  if (found == nullptr || found->places.empty()) {
+    return false;
+  }
+  std::ranges::copy(found->values.values(), once.rows.begin());
+  std::ranges::copy(found->places, once.places.begin());
+  once.ids = found->ids;
+  Used(client, *found);
+  return true;
+}
+
+// Gradients will be computed from these.
+void RowsAhead::Used(RowClient& client, const Rows& rows) {
+  if (!rows.updates.empty()) {
+    client.Use(rows.table, rows.ids, rows.updates, rows.values.values());
   }
   ++taken_;
-  return true;
 }
 
 void RowsAhead::Forget() {
@@ -204,7 +233,13 @@ const RowsAhead::Rows* RowsAhead::Find(std::uint64_t number, int table,
     return nullptr;
   }
   const auto found = std::ranges::find_if(held->rows, [&](const Rows& rows) {
-    return rows.table == table && std::ranges::equal(rows.ids, ids);
+    if (rows.places.empty()) {
+      return rows.table == table && std::ranges::equal(rows.ids, ids);
+    }
+    return rows.table == table &&
+           std::ranges::equal(rows.places, ids, {}, [&rows](std::int32_t place) {
+             return rows.ids[static_cast<std::size_t>(place)];
+           });
   });
   return found == held->rows.end() ? nullptr : &*found;
 }
@@ -220,8 +255,24 @@ RowsAhead::Rows RowsAhead::NewRows(int table, std::vector<std::uint64_t> ids) {
   rows.training = of.evicts;
   rows.there = false;
   rows.ids = std::move(ids);
+  rows.places.clear();
   rows.updates.assign(of.late ? rows.ids.size() : 0, kNoRow);
   rows.values.Resize(rows.ids.size() * of.dim);
+  return rows;
+}
+
+RowsAhead::Rows RowsAhead::NewLookup(int table, std::span<const std::uint64_t> ids) {
+  const Table& of = tables_[static_cast<std::size_t>(table)];
+  if (!of.once) {
+    return NewRows(table, {ids.begin(), ids.end()});
+  }
+  IdIndex index(ids.size());
+  std::vector<std::int32_t> places(ids.size());
+  std::ranges::transform(ids, places.begin(), [&index](std::uint64_t id) {
+    return static_cast<std::int32_t>(index.Add(id));
+  });
+  Rows rows = NewRows(table, std::move(index).TakeIds());
+  rows.places = std::move(places);
   return rows;
 }
 

@@ -13,6 +13,7 @@
 #include <span>
 #include <vector>
 
+#include <cohort/optim/row_source.h>
 #include <cohort/optim/table_spec.h>
 
 #include "parameter_server/frames/frame_stream.h"
@@ -26,6 +27,8 @@ class RowsAhead {
     int table = 0;
     bool training = false;  // RowClient::Lookup
     std::vector<std::uint64_t> ids;
+    // Of TakeOnce: of each id that is asked for, in `ids`, which are different. Else empty.
+    std::vector<std::int32_t> places;
     std::vector<std::uint32_t> updates;  // of each, where the table has that (late_rows.h)
     FloatBuffer values;
     bool there = false;  // they have been pulled
@@ -82,6 +85,10 @@ class RowsAhead {
   // `client` is told.
   bool Take(RowClient& client, std::uint64_t number, int table, std::span<const std::uint64_t> ids,
             std::span<float> rows);
+  // The same for RowSource::LookupOnce. Once it was called for a table, that one's rows are pulled
+  // for it.
+  bool TakeOnce(RowClient& client, std::uint64_t number, int table,
+                std::span<const std::uint64_t> ids, RowsOnce& once);
   void Forget();
   // The same, and their memory with them; needs none.
   void Drop() { held_.clear(); }
@@ -98,12 +105,15 @@ class RowsAhead {
     std::size_t dim = 0;
     bool evicts = false;
     bool late = false;
+    bool once = false;        // lookups are for each row once
     std::vector<Rows> spare;  // memory that is kept
   };
 
   Held* Find(std::uint64_t number);
   const Rows* Find(std::uint64_t number, int table, std::span<const std::uint64_t> ids) const;
   Rows NewRows(int table, std::vector<std::uint64_t> ids);
+  Rows NewLookup(int table, std::span<const std::uint64_t> ids);
+  void Used(RowClient& client, const Rows& rows);
   void Spare(Rows rows);
   void AddRefresh(int table, std::span<const std::uint64_t> pushed, Exchange* exchange);
   void CopyTo(const Refresh& again);

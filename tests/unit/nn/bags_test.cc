@@ -135,10 +135,9 @@ class SomeRows final : public RowSource {
 };
 class RowSink final : public GradientSink {
  public:
-  void AddRows(int /*table*/, std::span<const std::uint64_t> ids,
-               std::span<const float> values) override {
-    got_ids.assign(ids.begin(), ids.end());
-    got.assign(values.begin(), values.end());
+  void AddRows(const RowGradients& given) override {
+    got_ids.assign(given.ids.begin(), given.ids.end());
+    got.assign(given.values.begin(), given.values.end());
   }
   std::span<float> Accumulator(int) override { throw ContractError("no parameters"); }
   void AddSlices(int, const IndexedSlices&) override { throw ContractError("no parameters"); }
@@ -198,6 +197,22 @@ TEST(Combine, WhatIsNoBagIsRefused) {
   EXPECT_THROW(Combine(rows, no_splits, Combiner::kSum), ContractError);
   EXPECT_THROW(Combine(rows, Splits({0, 2}), Combiner::kSum, Tensor(DType::kFloat32, {3})),
                ContractError);
+}
+
+// What travels to a device is a bag and a factor for each row, however wide it is.
+TEST(Combine, OfADeviceWithMemoryOfItsOwnCopiesWhatDoesNotDependOnTheWidth) {
+  const auto device = testing::MakeFarDevice();
+  ParameterSet declared;
+  declared.Build();
+  const auto stream = device->MakeStream();
+  ParameterSet parameters = declared.CopyOn(*device, *stream);
+  Workspace workspace(device);
+  Tape tape(parameters, *stream, workspace, {.intra_op_threads = 1});
+  const Variable rows = tape.Input(testing::RandomTensor({6, 30}, 1));
+  const std::int64_t before = testing::TrafficOf(*device).to_device;
+  static_cast<void>(Combine(rows, Splits(), Combiner::kMean, Weights(true)));
+  EXPECT_EQ(testing::TrafficOf(*device).to_device - before, 6 * (8 + 4));
+  EXPECT_EQ(tape.Finish(), OkStatus());
 }
 
 TEST(Combine, OfADeviceWithMemoryOfItsOwnNamesWhatIsNoBagToo) {

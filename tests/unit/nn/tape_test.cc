@@ -200,11 +200,10 @@ class NumberedRows final : public RowSource, public GradientSink {
     }
     return {};
   }
-  void AddRows(int table, std::span<const std::uint64_t> ids,
-               std::span<const float> values) override {
-    tables.push_back(table);
-    gradient_ids.emplace_back(ids.begin(), ids.end());
-    gradients.emplace_back(values.begin(), values.end());
+  void AddRows(const RowGradients& given) override {
+    tables.push_back(given.table);
+    gradient_ids.emplace_back(given.ids.begin(), given.ids.end());
+    gradients.emplace_back(given.values.begin(), given.values.end());
   }
   std::span<float> Accumulator(int) override { throw ContractError("no parameters"); }
   void AddSlices(int, const IndexedSlices&) override { throw ContractError("no parameters"); }

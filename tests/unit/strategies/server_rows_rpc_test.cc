@@ -56,7 +56,7 @@ TEST(ServerRowsTest, TheNextBatchIsLookedUpAheadAndHasThisStepsUpdate) {
     OrThrow(rows.Lookup(0, call.ids, /*training=*/true, there));
     OrThrow(local->Pull(call.ids, step, RowTable::Purpose::kTraining, here));
     ASSERT_EQ(there, here) << step;
-    rows.Add(0, 0, call.ids, call.gradients);
+    rows.Add(0, {.table = 0, .ids = call.ids, .values = call.gradients});
     OrThrow(rows.Apply(step, 3, &next));
     OrThrow(rows.Finish());
     OrThrow(local->Apply({.ids = call.ids,
@@ -282,7 +282,7 @@ TEST(ServerRowsTest, WithoutALookaheadEachLookupIsAsked) {
   for (std::int64_t step = 1; step <= 3; ++step) {
     rows.StartStep(step, batch);
     OrThrow(rows.Lookup(0, ids, /*training=*/true, there));
-    rows.Add(0, 0, ids, std::vector<float>(10, 1));
+    rows.Add(0, {.table = 0, .ids = ids, .values = std::vector<float>(10, 1)});
     OrThrow(rows.Apply(step, 1, &batch));
     OrThrow(rows.Finish());
   }
@@ -302,7 +302,7 @@ TEST(ServerRowsTest, GradientsThatAreNotFiniteLeaveTheProcessNeverToBeSent) {
   std::vector<float> gradients(10, 1);
   gradients[7] = std::numeric_limits<float>::infinity();
   rows.StartStep(1, BatchOf(ids));
-  rows.Add(0, 0, ids, gradients);
+  rows.Add(0, {.table = 0, .ids = ids, .values = gradients});
   const Status status = rows.Apply(1, 1, nullptr);
   EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), AllOf(HasSubstr("table \"users\""), HasSubstr("id 4")));

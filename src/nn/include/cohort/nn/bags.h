@@ -23,8 +23,7 @@ enum class Combiner {
 // of values, in the host's memory; bag b has rows [splits[b], splits[b + 1]). weights: float32
 // [values], in the host's memory, without a gradient. A bag that is empty, or whose weights are all
 // 0, gives zeros. InvalidArgument from Finish: splits that are none, weights that are not finite,
-// or that add up to 0 where the mean divides by that. A device with memory of its own gets a
-// factor for each element of the rows.
+// or that add up to 0 where the mean divides by that.
 Variable Combine(const Variable& rows, const Tensor& splits, Combiner combiner,
                  const Tensor& weights = {});
 

@@ -161,6 +161,8 @@ class Embedding {
  private:
   Variable ScoresOf(const Variable& x, std::int64_t columns) const;
   Variable LookUp(Tape& tape, const Tensor& ids) const;
+  Variable LookUpOnce(Tape& tape, std::span<const std::uint64_t> wanted, Status status,
+                      const Shape& shape) const;
 
   std::string name_;
   std::int64_t rows_, width_;

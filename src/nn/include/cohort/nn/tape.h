@@ -18,6 +18,7 @@
 #include <chrono>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <span>
 #include <vector>
@@ -34,6 +35,7 @@
 namespace cohort::nn {
 
 class Tape;
+struct LookedUp;  // looked_up.h
 
 // A value on a tape. A handle: copies are the same value. Lives no longer than its tape, but its
 // tensor may.
@@ -88,6 +90,9 @@ class BackwardPass {
   void ParameterSlices(int parameter, const IndexedSlices& slices);
   // The output's gradient is that of these rows of a table; waits for the stream first.
   void Rows(int table, std::span<const std::uint64_t> ids);
+  // The same on a device. At the end of the pass the gradients of equal ids are added up there, of
+  // all lookups of a table, and the sums alone are copied to the host.
+  void Rows(std::shared_ptr<const LookedUp> rows);
 
  private:
   friend class Tape;
@@ -181,8 +186,16 @@ class Tape {
     std::vector<int> parameters;
     BackwardFunction backward;
   };
+  struct RowGradient {
+    std::shared_ptr<const LookedUp> rows;
+    Tensor gradient;  // [asked, width] on the device; of SumOfRows, [ids, width] on the host
+  };
   void AddGradient(int node, const BackwardPass::Write& write);
   void MarkReached(int loss);
+  // tape_rows.cc
+  RowGradient AsOne(const std::vector<RowGradient>& parts);
+  Tensor SumOfRows(const RowGradient& gradient);
+  void SendRows();
 
   ParameterSet& parameters_;
   Stream& stream_;
@@ -202,6 +215,8 @@ class Tape {
   std::vector<bool> reached_;   // by node: the loss depends on it
   std::vector<int> uses_left_;  // by parameter
   std::vector<bool> written_;   // by parameter: a use has written the accumulator
+  // Of lookups on a device, in the order in which the pass came to them.
+  std::vector<RowGradient> row_gradients_;
 };
 
 inline FloatSpan Floats(const Tensor& tensor) { return tensor.data<float>(); }

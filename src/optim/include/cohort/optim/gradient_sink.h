@@ -24,6 +24,16 @@ struct IndexedSlices {
   std::span<const float> values;  // indices.size() rows, row-major
 };
 
+// Gradients of rows of a table (ParameterSet::tables): row ids[i] gets values[i, :]. Ids may
+// repeat; repeated rows add up, in their order.
+struct RowGradients {
+  int table = 0;
+  std::span<const std::uint64_t> ids;
+  std::span<const float> values;  // [ids, dim]
+  // Of how many gradients each is the sum, which is at least 1; empty: 1 each.
+  std::span<const std::uint32_t> counts = {};
+};
+
 class GradientSink {
  public:
   virtual ~GradientSink() = default;
@@ -33,11 +43,13 @@ class GradientSink {
   virtual std::span<float> Accumulator(int parameter) = 0;
   // Adds rows to it, on the replica's stream: they must live until the stream has run this.
   virtual void AddSlices(int parameter, const IndexedSlices& slices) = 0;
-  // Gradients of rows of a table (ParameterSet::tables): row ids[i] gets values[i, :]; repeated ids
-  // add up. Read before it returns, so after the stream has written them. As often as wanted.
-  virtual void AddRows(int /*table*/, std::span<const std::uint64_t> /*ids*/,
-                       std::span<const float> /*values*/) {
+  // Rows of a table. Read before it returns, so after the stream has written them. As often as
+  // wanted.
+  virtual void AddRows(const RowGradients& /*gradients*/) {
     throw ContractError("AddRows: this sink is of no model with tables");
+  }
+  void AddRows(int table, std::span<const std::uint64_t> ids, std::span<const float> values) {
+    AddRows({.table = table, .ids = ids, .values = values});
   }
   // Exactly once per trainable parameter and pass, after the writes were put on the replica's
   // stream.

@@ -1,6 +1,6 @@
 // IdIndex: the different ids of a call, each with its place in the order in which they came.
 //
-// Open addressing, at most half full: about 16 bytes an id.
+// Open addressing, at most half full: about 16 bytes an id. Not synchronised.
 
 #pragma once
 
@@ -11,9 +11,16 @@
 #include <utility>
 #include <vector>
 
-#include "parameter_server/model/table_spec.h"
+namespace cohort {
 
-namespace cohort::ps {
+// The hash of an id, the same everywhere: servers, and files of rows, go by it. A bijection: equal
+// hashes are equal ids.
+inline std::uint64_t HashId(std::uint64_t id) {
+  std::uint64_t h = id + 0x9E3779B97F4A7C15ULL;
+  h = (h ^ (h >> 30)) * 0xBF58476D1CE4E5B9ULL;
+  h = (h ^ (h >> 27)) * 0x94D049BB133111EBULL;
+  return h ^ (h >> 31);
+}
 
 class IdIndex {
  public:
@@ -50,4 +57,4 @@ class IdIndex {
   std::vector<std::uint32_t> slots_;  // places in `ids_`
 };
 
-}  // namespace cohort::ps
+}  // namespace cohort
