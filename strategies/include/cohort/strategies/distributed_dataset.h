@@ -36,9 +36,10 @@ struct InputOptions {
   data::ShardPolicy policy = data::ShardPolicy::kData;
   // On devices whose memory is apart from the host's, under synchronous strategies: with each batch
   // that is handed out the one behind it is read, and copied to the devices, so that its step finds
-  // it there (AheadCopy); that takes the memory of a batch more. For programs that do not write to
-  // a batch's tensors: the copy has what was in them before. A Trainer asks for it. Of an
-  // evaluation, and elsewhere, nothing is copied ahead.
+  // it there (AheadCopy). The devices hold two batches for it, and three where the rows of a batch
+  // are asked for ahead. For programs that do not write to a batch's tensors: the copy has what was
+  // in them before. A Trainer asks for it (TrainerOptions::copy_ahead). Of an evaluation, and
+  // elsewhere, nothing is copied ahead.
   bool copy_ahead = false;
 };
 
