@@ -7,6 +7,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -14,10 +17,12 @@
 
 #include "testing/process_cluster.h"
 #include "testing/sanitized.h"
+#include "testing/temp_dir.h"
 
 namespace cohort {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 struct Outcome {
@@ -182,6 +187,21 @@ TEST(BenchModels, FlagsThatAModelDoesNotHaveAreExitCode2) {
   const Outcome elsewhere = RunBench({"scaling", "--model", "dlrm", "--exec-prefix", "env"});
   EXPECT_EQ(elsewhere.code, 2);
   EXPECT_THAT(elsewhere.err, HasSubstr("model dlrm has tables on servers"));
+}
+
+// The second worker never comes to where the first one waits for it.
+TEST(BenchModels, AWorkerIsWaitedForAsLongAsWasSaid) {
+  const testing::TempDir dir;
+  for (const auto& [name, text] :
+       std::map<std::string, std::string>{{"0", "exec \"$@\""}, {"1", "exec sleep 100"}}) {
+    std::ofstream(dir / name) << "#!/bin/sh\n" << text << "\n";
+    std::filesystem::permissions(dir / name, std::filesystem::perms::owner_all);
+  }
+  const Outcome run = RunBench({"scaling", "--model", "linear", "--rounds", "1", "--seconds", "0.5",
+                                "--timeout", "1", "--exec-prefix", dir / "{rank}"});
+  EXPECT_EQ(run.code, 138) << run.err;
+  EXPECT_THAT(run.err, ContainsRegex("rank 0 did not meet all 2 ranks within [0-9] s"));
+  EXPECT_THAT(run.err, HasSubstr("[--timeout, where steps take seconds]"));
 }
 
 }  // namespace
