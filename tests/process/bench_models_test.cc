@@ -9,7 +9,6 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
-#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -189,19 +188,33 @@ TEST(BenchModels, FlagsThatAModelDoesNotHaveAreExitCode2) {
   EXPECT_THAT(elsewhere.err, HasSubstr("model dlrm has tables on servers"));
 }
 
+// Words before the command of a worker: a script that does what `texts` says by rank.
+std::string PrefixOf(const testing::TempDir& dir, const std::vector<std::string>& texts) {
+  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
+    const std::string script = dir / std::to_string(rank);
+    std::ofstream(script) << "#!/bin/sh\n" << texts[rank] << "\n";
+    std::filesystem::permissions(script, std::filesystem::perms::owner_all);
+  }
+  return dir / "{rank}";
+}
+
 // The second worker never comes to where the first one waits for it.
 TEST(BenchModels, AWorkerIsWaitedForAsLongAsWasSaid) {
   const testing::TempDir dir;
-  for (const auto& [name, text] :
-       std::map<std::string, std::string>{{"0", "exec \"$@\""}, {"1", "exec sleep 100"}}) {
-    std::ofstream(dir / name) << "#!/bin/sh\n" << text << "\n";
-    std::filesystem::permissions(dir / name, std::filesystem::perms::owner_all);
-  }
-  const Outcome run = RunBench({"scaling", "--model", "linear", "--rounds", "1", "--seconds", "0.5",
-                                "--timeout", "1", "--exec-prefix", dir / "{rank}"});
+  const Outcome run =
+      RunBench({"scaling", "--model", "linear", "--rounds", "1", "--seconds", "0.5", "--timeout",
+                "1", "--exec-prefix", PrefixOf(dir, {"exec \"$@\"", "exec sleep 100"})});
   EXPECT_EQ(run.code, 138) << run.err;
   EXPECT_THAT(run.err, ContainsRegex("rank 0 did not meet all 2 ranks within [0-9] s"));
   EXPECT_THAT(run.err, HasSubstr("[--timeout, where steps take seconds]"));
+}
+
+TEST(BenchModels, WhatAWorkerCannotDoIsTheUsersToMend) {
+  const testing::TempDir dir;
+  const Outcome run = RunBench({"overlap", "--model", "linear", "--exec-prefix",
+                                PrefixOf(dir, {"exec sleep 100", "exit 2"})});
+  EXPECT_EQ(run.code, 2) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("a process of worker 1: exit code 2"));
 }
 
 }  // namespace
