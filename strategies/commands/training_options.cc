@@ -115,6 +115,9 @@ Status CompleteTrainingOptions(TrainingOptions& options) {
                              (its.empty() ? "" : " [it has" + its + "]"));
     }
   }
+  if (options.workers == 1 && options.sizes.contains("servers")) {
+    return InvalidArgument("--servers for one worker, which holds its tables itself");
+  }
   options.sizes.insert(info.sizes.begin(), info.sizes.end());
   if (info.sizes.contains("heads") && options.sizes["width"] % options.sizes["heads"] != 0) {
     return InvalidArgument("--heads " + std::to_string(options.sizes["heads"]) +
