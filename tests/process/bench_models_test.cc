@@ -186,7 +186,8 @@ TEST(BenchModels, FlagsThatAModelDoesNotHaveAreExitCode2) {
   const Outcome elsewhere = RunBench({"scaling", "--model", "dlrm", "--exec-prefix", "env"});
   EXPECT_EQ(elsewhere.code, 2);
   EXPECT_THAT(elsewhere.err, HasSubstr("model dlrm has tables on servers"));
-  const Outcome alone = RunBench({"scaling", "--model", "dlrm", "--workers", "1", "--servers", "2"});
+  const Outcome alone =
+      RunBench({"scaling", "--model", "dlrm", "--workers", "1", "--servers", "2"});
   EXPECT_EQ(alone.code, 2);
   EXPECT_THAT(alone.err, HasSubstr("--servers for one worker"));
 }
