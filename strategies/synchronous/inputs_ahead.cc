@@ -123,7 +123,9 @@ class InputsAhead final : public DistributedDataset {
     Result<std::optional<DistributedBatch>> batch = ahead_.Next();
     if (batch.ok() && batch->has_value()) {
       if (DistributedBatch* const next = ahead_.Peek(); next != nullptr) {
+        const SteadyClock::time_point before = SteadyClock::now();
         Copy(*next);
+        copying_ += SteadyClock::now() - before;
       }
     }
     return batch;
@@ -131,10 +133,11 @@ class InputsAhead final : public DistributedDataset {
 
   Result<bool> MayStop() override { return batches_->MayStop(); }
   std::int64_t batches_per_epoch() const override { return batches_->batches_per_epoch(); }
-  double input_seconds() const override { return batches_->input_seconds(); }
+  double input_seconds() const override { return batches_->input_seconds() + copying_.count(); }
   std::vector<std::int64_t> Overtaken() const override { return ahead_.Overtaken(); }
 
  private:
+  using SteadyClock = std::chrono::steady_clock;
   struct Copied {
     std::string feature;
     std::shared_ptr<const AheadCopy> copy;
@@ -185,6 +188,7 @@ class InputsAhead final : public DistributedDataset {
   std::vector<Copied> copied_;                    // of the batch that is ahead
   std::vector<Copied> given_;                     // of the one that was handed out last
   std::set<std::string> unused_;
+  std::chrono::duration<double> copying_{0};  // what it took to begin
 };
 
 }  // namespace

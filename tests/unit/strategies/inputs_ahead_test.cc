@@ -6,10 +6,15 @@
 #include <cohort/strategies/synchronous.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -189,18 +194,18 @@ TEST(InputsAhead, ACopyGoesWithTheTensorAndNotWithItsRows) {
   EXPECT_EQ(batch.replicas[0].Slice(0, 2)["x"].twin(), nullptr);
 }
 
-// A far device that has no memory left for batches.
-class FullDevice final : public Device {
+// A far device, for one that does something otherwise.
+class PassingDevice : public Device {
  public:
-  explicit FullDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
+  explicit PassingDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
   const std::string& name() const override { return inner_->name(); }
   MemorySpace memory_space() const override { return inner_->memory_space(); }
   std::unique_ptr<Stream> MakeStream() override { return inner_->MakeStream(); }
   std::unique_ptr<Kernels> MakeKernels(int threads) override {
     return inner_->MakeKernels(threads);
   }
-  std::shared_ptr<std::byte> Allocate(std::size_t /*bytes*/, std::string_view what) override {
-    throw StatusError(ResourceExhausted("no memory for " + std::string(what)));
+  std::shared_ptr<std::byte> Allocate(std::size_t bytes, std::string_view what) override {
+    return inner_->Allocate(bytes, what);
   }
   std::shared_ptr<std::byte> AllocateHost(std::size_t bytes, std::string_view what) override {
     return inner_->AllocateHost(bytes, what);
@@ -216,6 +221,44 @@ class FullDevice final : public Device {
  private:
   const std::shared_ptr<Device> inner_;
 };
+
+// That has no memory left for batches.
+class FullDevice final : public PassingDevice {
+ public:
+  using PassingDevice::PassingDevice;
+  std::shared_ptr<std::byte> Allocate(std::size_t /*bytes*/, std::string_view what) override {
+    throw StatusError(ResourceExhausted("no memory for " + std::string(what)));
+  }
+};
+
+// Whose copies take the host a while to begin.
+class SlowDevice final : public PassingDevice {
+ public:
+  static constexpr std::chrono::milliseconds kTakes{2};
+  using PassingDevice::PassingDevice;
+  void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) override {
+    std::this_thread::sleep_for(kTakes);
+    ++copies;
+    PassingDevice::Copy(stream, from, to, bytes);
+  }
+  int copies = 0;
+};
+
+// What a trainer takes to be input, and no wait for other processes.
+TEST(InputsAhead, WhatItTakesToBeginIsOfInput) {
+  const Devices far = MakeFarDevices(1);
+  StrategyOptions options;
+  options.devices = far;
+  const auto strategy = OrThrow(MakeSynchronousStrategy({}, std::move(options)));
+  const auto slow = std::make_shared<SlowDevice>(far[0]);
+  const auto data = CopyAhead(OrThrow(strategy->Distribute(IntegerData(40, 10))), {slow}, Log());
+  OrThrow(data->BeginEpoch(0));
+  while (OrThrow(data->Next()).has_value()) {
+  }
+  EXPECT_GE(slow->copies, 3);
+  EXPECT_GE(data->input_seconds(),
+            slow->copies * std::chrono::duration<double>(SlowDevice::kTakes).count());
+}
 
 TEST(InputsAhead, WithoutMemoryForItBatchesComeAsTheyAreAndTheLogSaysWhy) {
   const Devices far = MakeFarDevices(1);

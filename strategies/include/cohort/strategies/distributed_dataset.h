@@ -70,7 +70,8 @@ class DistributedDataset {
   // one hands them out.
   virtual std::int64_t batches_per_epoch() const = 0;
   // Since this was made: the seconds in which this process waited for examples to be read and made,
-  // in Next or, where a step looks at the batch behind it, in Step. Not for other processes.
+  // and in which it began to copy them ahead, in Next or, where a step looks at the batch behind
+  // it, in Step. Not for other processes.
   virtual double input_seconds() const = 0;
   // Of this process, see data::BatchIterator::Overtaken.
   virtual std::vector<std::int64_t> Overtaken() const { return {}; }
