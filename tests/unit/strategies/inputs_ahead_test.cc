@@ -1,6 +1,7 @@
 // Inputs that are copied to devices ahead of their steps: what is copied when, and that nothing
 // else about the batches changes. That models get the CPU's bits with them is in devices_test.cc.
 
+#include <cohort/data/memory.h>
 #include <cohort/device/ahead_copy.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/synchronous.h>
@@ -8,10 +9,11 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <future>
 #include <memory>
-#include <mutex>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <thread>
@@ -160,6 +162,31 @@ TEST(InputsAhead, BatchesAreThoseThatWouldComeWithout) {
       EXPECT_FALSE(OrThrow(input.data->Next()).has_value());
       EXPECT_FALSE(OrThrow(plain->Next()).has_value());
     }
+  }
+}
+
+TEST(InputsAhead, AnErrorComesInItsTurn) {
+  Tensor ids(DType::kInt64, {40});
+  std::iota(ids.data<std::int64_t>().begin(), ids.data<std::int64_t>().end(), 0);
+  const data::Dataset torn = OrThrow(data::FromTensors({{"id", ids}}))
+                                 .Map([](data::Example& example) {
+                                   return example["id"].data<std::int64_t>()[0] == 25
+                                              ? DataLoss("the example is torn")
+                                              : OkStatus();
+                                 })
+                                 .Batch(10);
+  StrategyOptions options;
+  options.devices = MakeFarDevices(1);
+  const auto strategy = OrThrow(MakeSynchronousStrategy({}, std::move(options)));
+  const auto data = OrThrow(strategy->Distribute(torn, {.copy_ahead = true}));
+  for (int epoch = 0; epoch < 2; ++epoch) {
+    OrThrow(data->BeginEpoch(epoch));
+    for (int batch = 0; batch < 2; ++batch) {
+      EXPECT_TRUE(OrThrow(data->Next()).has_value());
+    }
+    const Status status = data->Next().status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+    EXPECT_THAT(status.message(), HasSubstr("the example is torn"));
   }
 }
 
