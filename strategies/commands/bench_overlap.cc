@@ -2,6 +2,7 @@
 // same gradients in one bucket, whose reduction begins when the backward pass has ended.
 
 #include <CLI/CLI.hpp>
+#include <cstdint>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -60,6 +61,7 @@ int BenchOverlapCommand(int argc, char** argv) {
   DeclareTrainingOptions(app, options);
   app.add_option("--bucket-bytes", bucket, "of the overlapped buckets")
       ->transform(CLI::AsSizeValue(false))
+      ->check(CLI::Range(std::int64_t{1}, std::int64_t{1} << 40))
       ->capture_default_str();
   return ParseAndRun(app, argc, argv, [&]() -> Status {
     COHORT_RETURN_IF_ERROR(CompleteTrainingOptions(options));

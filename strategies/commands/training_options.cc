@@ -78,6 +78,15 @@ void DeclareTrainingOptions(CLI::App& app, TrainingOptions& options) {
   app.add_option("--seconds", options.seconds, "of one turn")
       ->check(CLI::Range(0.001, 600.0))
       ->capture_default_str();
+  app.add_option_function<double>(
+         "--timeout",
+         [&options](const double& seconds) {
+           options.timeout = std::chrono::milliseconds(static_cast<std::int64_t>(seconds * 1e3));
+         },
+         "seconds, beside a turn's, that a worker waits for another: more than three steps of one "
+         "worker with all examples take (default: " +
+             std::to_string(options.timeout.count() / 1000) + ")")
+      ->check(CLI::Range(1.0, 86400.0));
   app.add_option("--rendezvous-host", options.rendezvous_host,
                  "tcp: use the interface that routes to this host, instead of loopback");
   app.add_option("--exec-prefix", options.exec_prefix,
@@ -91,6 +100,8 @@ void DeclareTrainingOptions(CLI::App& app, TrainingOptions& options) {
 
 Status CompleteTrainingOptions(TrainingOptions& options) {
   const TrainingModelInfo& info = options.info();
+  // The others wait while one trains alone, for about a turn's time.
+  options.timeout += std::chrono::milliseconds(static_cast<std::int64_t>(2e3 * options.seconds));
   if (options.batch == 0) {
     options.batch = info.batch;
   }
@@ -103,6 +114,9 @@ Status CompleteTrainingOptions(TrainingOptions& options) {
       return InvalidArgument("model " + options.model + " has no --" + name +
                              (its.empty() ? "" : " [it has" + its + "]"));
     }
+  }
+  if (options.workers == 1 && options.sizes.contains("servers")) {
+    return InvalidArgument("--servers for one worker, which holds its tables itself");
   }
   options.sizes.insert(info.sizes.begin(), info.sizes.end());
   if (info.sizes.contains("heads") && options.sizes["width"] % options.sizes["heads"] != 0) {

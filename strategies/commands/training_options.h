@@ -23,6 +23,7 @@ struct TrainingOptions {
   std::string transport = "shm";
   int rounds = 7;
   double seconds = 0.5;  // of one turn
+  // Of a worker that waits for another; when completed, with a turn's time.
   std::chrono::milliseconds timeout{60'000};
   std::string rendezvous_host;
   std::string exec_prefix;

@@ -266,6 +266,13 @@ class Rounds {
   TrainingTimes times_;
 };
 
+// A worker, or a server, waited in vain.
+Status WithAdvice(const Status& status) {
+  return status.code() == StatusCode::kDeadlineExceeded
+             ? DeadlineExceeded(status.message() + " [--timeout, where steps take seconds]")
+             : status;
+}
+
 }  // namespace
 
 double TrainingTimes::Milliseconds(const std::string& name) const {
@@ -289,7 +296,7 @@ Result<TrainingTimes> RunTrainingRounds(const TrainingOptions& options,
         jobs.push_back(contestant.name);
       }
     }
-    COHORT_RETURN_IF_ERROR(ServeTables(options, jobs));
+    COHORT_RETURN_IF_ERROR(WithAdvice(ServeTables(options, jobs)));
     return TrainingTimes();
   }
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -298,8 +305,12 @@ Result<TrainingTimes> RunTrainingRounds(const TrainingOptions& options,
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
   Rounds rounds(options, contestants);
-  COHORT_RETURN_IF_ERROR(rounds.Prepare());
-  return rounds.Run();
+  COHORT_RETURN_IF_ERROR(WithAdvice(rounds.Prepare()));
+  Result<TrainingTimes> times = rounds.Run();
+  if (!times.ok()) {
+    return WithAdvice(times.status());
+  }
+  return times;
 }
 
 Status RunTrainingWorkers(const TrainingOptions& options, const std::string& command,
@@ -326,10 +337,12 @@ Status RunTrainingWorkers(const TrainingOptions& options, const std::string& com
     argv.insert(argv.end(), {"--join", folder.path(), "--server", std::to_string(server)});
     COHORT_RETURN_IF_ERROR(processes.Start("server " + std::to_string(server), argv));
   }
-  // Each collective has its own deadline; this one is for a worker that hangs elsewhere.
-  const auto turns = std::chrono::duration<double>((options.rounds + 2) * options.seconds * 8);
-  return processes.Finish(DeadlineAfter(
-      3 * options.timeout + std::chrono::duration_cast<std::chrono::milliseconds>(turns)));
+  // Who waits for another worker gives up by itself; this is for all that hang elsewhere. Of a slow
+  // model a turn is one step, or three before the first round.
+  constexpr int kContestants = 8;  // at most
+  const auto turns = std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::duration<double>((options.rounds + 2) * options.seconds * kContestants));
+  return processes.Finish(DeadlineAfter((2 * options.rounds + 7) * options.timeout + turns));
 }
 
 }  // namespace cohort

@@ -92,7 +92,7 @@ class SynchronousDataset final : public DistributedDataset {
 class AheadDataset final : public DistributedDataset {
  public:
   AheadDataset(std::unique_ptr<DistributedDataset> batches, std::function<void(PeekNext)> offer)
-      : batches_(std::move(batches)), offer_(std::move(offer)) {}
+      : batches_(std::move(batches)), ahead_(*batches_), offer_(std::move(offer)) {}
   ~AheadDataset() override { offer_(nullptr); }
 
   Status BeginEpoch(std::int64_t epoch, std::int64_t first_batch) override {
@@ -101,35 +101,40 @@ class AheadDataset final : public DistributedDataset {
   Status ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
                      const std::vector<data::EpochDivision>& begun) override {
     offer_(nullptr);
-    next_.reset();
+    ahead_.Drop();
     return batches_->ResumeEpoch(epoch, first_batch, begun);
   }
   Result<std::optional<DistributedBatch>> Next() override {
-    offer_([this] { return Peek(); });
-    return next_.has_value() ? *std::exchange(next_, std::nullopt) : batches_->Next();
+    offer_([this] { return ahead_.Peek(); });
+    return ahead_.Next();
   }
   std::int64_t batches_per_epoch() const override { return batches_->batches_per_epoch(); }
   double input_seconds() const override { return batches_->input_seconds(); }
-  std::vector<std::int64_t> Overtaken() const override {
-    return next_.has_value() ? before_next_ : batches_->Overtaken();
-  }
+  std::vector<std::int64_t> Overtaken() const override { return ahead_.Overtaken(); }
 
  private:
-  const DistributedBatch* Peek() {
-    if (!next_.has_value()) {
-      before_next_ = batches_->Overtaken();
-      next_ = batches_->Next();
-    }
-    return next_->ok() && next_->value().has_value() ? &*next_->value() : nullptr;
-  }
-
   const std::unique_ptr<DistributedDataset> batches_;
+  OneAhead ahead_;
   const std::function<void(PeekNext)> offer_;
-  std::optional<Result<std::optional<DistributedBatch>>> next_;
-  std::vector<std::int64_t> before_next_;  // Overtaken, while nobody has had next_
 };
 
 }  // namespace
+
+Result<std::optional<DistributedBatch>> OneAhead::Next() {
+  return next_.has_value() ? *std::exchange(next_, std::nullopt) : batches_.Next();
+}
+
+DistributedBatch* OneAhead::Peek() {
+  if (!next_.has_value()) {
+    before_next_ = batches_.Overtaken();
+    next_ = batches_.Next();
+  }
+  return next_->ok() && next_->value().has_value() ? &*next_->value() : nullptr;
+}
+
+std::vector<std::int64_t> OneAhead::Overtaken() const {
+  return next_.has_value() ? before_next_ : batches_.Overtaken();
+}
 
 std::unique_ptr<DistributedDataset> LookAhead(std::unique_ptr<DistributedDataset> batches,
                                               std::function<void(PeekNext)> offer) {

@@ -11,6 +11,8 @@
 #include <cohort/core/host_blocks.h>
 #include <cohort/device/ahead_copy.h>
 
+#include "synchronous/distributed_dataset.h"
+
 namespace cohort {
 namespace {
 
@@ -88,7 +90,7 @@ class InputsAhead final : public DistributedDataset {
  public:
   InputsAhead(std::unique_ptr<DistributedDataset> batches,
               const std::vector<std::shared_ptr<Device>>& devices, const Log& log)
-      : batches_(std::move(batches)) {
+      : batches_(std::move(batches)), ahead_(*batches_) {
     std::map<const Device*, std::shared_ptr<Feeder>> made;
     for (const std::shared_ptr<Device>& device : devices) {
       if (device->memory_space() == MemorySpace::kHost) {
@@ -108,7 +110,7 @@ class InputsAhead final : public DistributedDataset {
   }
   Status ResumeEpoch(std::int64_t epoch, std::int64_t first_batch,
                      const std::vector<data::EpochDivision>& begun) override {
-    next_.reset();
+    ahead_.Drop();
     given_.clear();
     copied_.clear();
     unused_.clear();
@@ -118,13 +120,12 @@ class InputsAhead final : public DistributedDataset {
   Result<std::optional<DistributedBatch>> Next() override {
     Learn();
     given_ = std::exchange(copied_, {});
-    Result<std::optional<DistributedBatch>> batch =
-        next_.has_value() ? *std::exchange(next_, std::nullopt) : batches_->Next();
+    Result<std::optional<DistributedBatch>> batch = ahead_.Next();
     if (batch.ok() && batch->has_value()) {
-      before_next_ = batches_->Overtaken();
-      next_ = batches_->Next();
-      if (next_->ok() && next_->value().has_value()) {
-        Copy(*next_->value());
+      if (DistributedBatch* const next = ahead_.Peek(); next != nullptr) {
+        const SteadyClock::time_point before = SteadyClock::now();
+        Copy(*next);
+        copying_ += SteadyClock::now() - before;
       }
     }
     return batch;
@@ -132,12 +133,11 @@ class InputsAhead final : public DistributedDataset {
 
   Result<bool> MayStop() override { return batches_->MayStop(); }
   std::int64_t batches_per_epoch() const override { return batches_->batches_per_epoch(); }
-  double input_seconds() const override { return batches_->input_seconds(); }
-  std::vector<std::int64_t> Overtaken() const override {
-    return next_.has_value() ? before_next_ : batches_->Overtaken();
-  }
+  double input_seconds() const override { return batches_->input_seconds() + copying_.count(); }
+  std::vector<std::int64_t> Overtaken() const override { return ahead_.Overtaken(); }
 
  private:
+  using SteadyClock = std::chrono::steady_clock;
   struct Copied {
     std::string feature;
     std::shared_ptr<const AheadCopy> copy;
@@ -183,12 +183,12 @@ class InputsAhead final : public DistributedDataset {
   }
 
   const std::unique_ptr<DistributedDataset> batches_;
+  OneAhead ahead_;
   std::vector<std::shared_ptr<Feeder>> feeders_;  // by replica; nullptr: it is on the host
-  std::optional<Result<std::optional<DistributedBatch>>> next_;
-  std::vector<std::int64_t> before_next_;  // Overtaken, while nobody has had next_
-  std::vector<Copied> copied_;             // of next_
-  std::vector<Copied> given_;              // of the batch that was handed out last
+  std::vector<Copied> copied_;                    // of the batch that is ahead
+  std::vector<Copied> given_;                     // of the one that was handed out last
   std::set<std::string> unused_;
+  std::chrono::duration<double> copying_{0};  // what it took to begin
 };
 
 }  // namespace

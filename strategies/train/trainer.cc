@@ -207,7 +207,8 @@ Status Trainer::State::Fit(State& s, Trainer& trainer, const data::Dataset& trai
   COHORT_RETURN_IF_ERROR(trainer.StartFrom(training_data));
   COHORT_ASSIGN_OR_RETURN(
       const auto dataset,
-      s.strategy.Distribute(training_data, {.policy = s.options.policy, .copy_ahead = true}));
+      s.strategy.Distribute(training_data,
+                            {.policy = s.options.policy, .copy_ahead = s.options.copy_ahead}));
   const Feeding feeding(s, *dataset);
   SavePlan plan{.stop = s.options.stop};
   if (s.store.has_value()) {

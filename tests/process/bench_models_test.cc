@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <filesystem>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <string>
@@ -14,10 +16,12 @@
 
 #include "testing/process_cluster.h"
 #include "testing/sanitized.h"
+#include "testing/temp_dir.h"
 
 namespace cohort {
 namespace {
 
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 struct Outcome {
@@ -182,6 +186,39 @@ TEST(BenchModels, FlagsThatAModelDoesNotHaveAreExitCode2) {
   const Outcome elsewhere = RunBench({"scaling", "--model", "dlrm", "--exec-prefix", "env"});
   EXPECT_EQ(elsewhere.code, 2);
   EXPECT_THAT(elsewhere.err, HasSubstr("model dlrm has tables on servers"));
+  const Outcome alone =
+      RunBench({"scaling", "--model", "dlrm", "--workers", "1", "--servers", "2"});
+  EXPECT_EQ(alone.code, 2);
+  EXPECT_THAT(alone.err, HasSubstr("--servers for one worker"));
+}
+
+// Words before the command of a worker: a script that does what `texts` says by rank.
+std::string PrefixOf(const testing::TempDir& dir, const std::vector<std::string>& texts) {
+  for (std::size_t rank = 0; rank < texts.size(); ++rank) {
+    const std::string script = dir / std::to_string(rank);
+    std::ofstream(script) << "#!/bin/sh\n" << texts[rank] << "\n";
+    std::filesystem::permissions(script, std::filesystem::perms::owner_all);
+  }
+  return dir / "{rank}";
+}
+
+// The second worker never comes to where the first one waits for it.
+TEST(BenchModels, AWorkerIsWaitedForAsLongAsWasSaid) {
+  const testing::TempDir dir;
+  const Outcome run =
+      RunBench({"scaling", "--model", "linear", "--rounds", "1", "--seconds", "0.5", "--timeout",
+                "1", "--exec-prefix", PrefixOf(dir, {"exec \"$@\"", "exec sleep 100"})});
+  EXPECT_EQ(run.code, 138) << run.err;
+  EXPECT_THAT(run.err, ContainsRegex("rank 0 did not meet all 2 ranks within [0-9] s"));
+  EXPECT_THAT(run.err, HasSubstr("[--timeout, where steps take seconds]"));
+}
+
+TEST(BenchModels, WhatAWorkerCannotDoIsTheUsersToMend) {
+  const testing::TempDir dir;
+  const Outcome run = RunBench({"overlap", "--model", "linear", "--exec-prefix",
+                                PrefixOf(dir, {"exec sleep 100", "exit 2"})});
+  EXPECT_EQ(run.code, 2) << run.err;
+  EXPECT_THAT(run.err, HasSubstr("a process of worker 1: exit code 2"));
 }
 
 }  // namespace

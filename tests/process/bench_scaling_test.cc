@@ -85,6 +85,8 @@ TEST(BenchFeed, FilesAndOneBatchTakeTurns) {
 TEST(BenchScaling, WrongFlagsAreExitCode2) {
   EXPECT_EQ(RunBench({"scaling", "--batch", "0"}).code, 2);
   EXPECT_EQ(RunBench({"overlap", "--workers", "0"}).code, 2);
+  EXPECT_EQ(RunBench({"overlap", "--bucket-bytes", "0"}).code, 2);
+  EXPECT_EQ(RunBench({"overlap", "--timeout", "0"}).code, 2);
 }
 
 TEST(BenchScaling, AWorkerThatCannotStartEndsTheRun) {

@@ -26,6 +26,11 @@ std::vector<std::string> EnvironmentWith(const std::vector<std::string>& variabl
   return environment;
 }
 
+// What the user must mend stays that.
+Status StatusOf(const ProcessEnd& end, const std::string& text) {
+  return end.code == 2 ? FailedPrecondition(text) : Unavailable(text);
+}
+
 // What a process has written goes on to `to`; false at its end.
 bool Copy(int fd, std::FILE* to, bool& some) {
   std::array<char, 4096> text;
@@ -116,8 +121,7 @@ Status Processes::CheckNoneEnded() {
   for (Process& process : processes_) {
     if (const auto& end = process.child.Poll()) {
       PassOnTheRest();
-      const std::string what = "a process of " + process.name + " ended early: " + end->ToString();
-      return end->code == 2 ? FailedPrecondition(what) : Unavailable(what);
+      return StatusOf(*end, "a process of " + process.name + " ended early: " + end->ToString());
     }
   }
   return {};
@@ -131,7 +135,7 @@ Status Processes::Finish(Deadline deadline) {
       left += end ? 0 : 1;
       if (end && end->code != 0) {
         PassOnTheRest();
-        return Unavailable("a process of " + process.name + ": " + end->ToString());
+        return StatusOf(*end, "a process of " + process.name + ": " + end->ToString());
       }
     }
     if (left > 0 && std::chrono::steady_clock::now() >= deadline) {

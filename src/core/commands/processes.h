@@ -36,7 +36,8 @@ class Processes {
   void PassOnTheRest();
   // An error if one has ended, and how.
   Status CheckNoneEnded();
-  // Waits for all to end; the first that does not end well.
+  // Waits for all to end; the first that does not end well: FailedPrecondition where its exit code
+  // is 2, else Unavailable.
   Status Finish(Deadline deadline);
   void Kill() { processes_.clear(); }
 

@@ -132,8 +132,8 @@ class Recorder {
 std::vector<std::unique_ptr<Graph>> CaptureGraphs(
     const std::shared_ptr<StreamState>& state,
     const std::function<void(const Device::Cut& cut)>& feed) {
-  Recorder recorder(state);
-  std::vector<std::unique_ptr<Graph>> parts;
+  std::vector<std::unique_ptr<Graph>> parts;  // go last: a graph waits for the stream, which then
+  Recorder recorder(state);                   // is recorded no more
   recorder.Begin();
   feed([&] {
     parts.push_back(recorder.End());

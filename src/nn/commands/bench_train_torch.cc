@@ -15,10 +15,12 @@
 
 #include <cohort/core/zipf.h>
 #include <malloc.h>
+#include <sys/prctl.h>
 #include <torch/torch.h>
 
 #include <algorithm>
 #include <chrono>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <functional>
@@ -169,6 +171,7 @@ int main(int argc, char** argv) {
         "       cohort-bench-torch dlrm BATCH THREADS STEPS sgd|adagrad ROWS WIDTH ZIPF\n");
     return 2;
   }
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // steps go on for nobody when the caller is killed
   // Tuned as the caller is: freed memory stays mapped, or every step pays for page faults.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);

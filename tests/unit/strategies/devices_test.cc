@@ -290,6 +290,39 @@ TEST(DevicesTest, ACheckpointIsGoneOnFromOnOtherDevices) {
   EXPECT_EQ(Fit(far, 2, dir / "begun_on_cpus"), expected);
 }
 
+// A step that writes to its batch computes with what it wrote where nothing was copied ahead.
+TEST(DevicesTest, ATrainerCopiesBatchesAheadUnlessToldNotTo) {
+  std::vector<bool> ahead;  // of each step
+  const auto fit = [&ahead](const std::shared_ptr<Device>& device, bool copy_ahead, bool writes) {
+    SmallModel model;
+    StrategyOptions options;
+    options.devices = {device};
+    options.intra_op_threads = 1;
+    const auto strategy = OrThrow(MakeSynchronousStrategy({}, std::move(options)));
+    OrThrow(strategy->Bind(model.parameters, Clipped()));
+    ahead.clear();
+    Trainer trainer(*strategy, model.parameters, {.epochs = 1, .copy_ahead = copy_ahead});
+    OrThrow(trainer.Fit(
+        IntegerData(40, 10),
+        [&ahead, writes, step = model.Step()](ReplicaContext& context,
+                                              const data::Batch& batch) -> Result<ReplicaResult> {
+          ahead.push_back(batch["x"].twin() != nullptr);
+          for (float& x : batch["x"].data<float>()) {
+            x = writes ? -x : x;
+          }
+          return step(context, batch);
+        }));
+    return std::vector<float>(model.parameters.all().begin(), model.parameters.all().end());
+  };
+  const auto far = MakeFarDevices(1)[0];
+  EXPECT_EQ(fit(far, true, false), fit(CpuDevice(), true, false));
+  fit(far, true, false);
+  EXPECT_EQ(ahead, (std::vector<bool>{false, true, true, true}));
+  const std::vector<float> written = fit(far, false, true);
+  EXPECT_EQ(ahead, std::vector<bool>(4, false));
+  EXPECT_EQ(written, fit(CpuDevice(), false, true));
+}
+
 // One strategy of one process.
 struct Job {
   explicit Job(Devices devices, StrategyOptions options = {}) {

@@ -1,15 +1,22 @@
 // Inputs that are copied to devices ahead of their steps: what is copied when, and that nothing
 // else about the batches changes. That models get the CPU's bits with them is in devices_test.cc.
 
+#include <cohort/data/memory.h>
 #include <cohort/device/ahead_copy.h>
 #include <cohort/optim/optimizers.h>
 #include <cohort/strategies/synchronous.h>
 
 #include <algorithm>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
 #include <future>
 #include <memory>
-#include <mutex>
+#include <numeric>
 #include <string>
+#include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -158,6 +165,31 @@ TEST(InputsAhead, BatchesAreThoseThatWouldComeWithout) {
   }
 }
 
+TEST(InputsAhead, AnErrorComesInItsTurn) {
+  Tensor ids(DType::kInt64, {40});
+  std::iota(ids.data<std::int64_t>().begin(), ids.data<std::int64_t>().end(), 0);
+  const data::Dataset torn = OrThrow(data::FromTensors({{"id", ids}}))
+                                 .Map([](data::Example& example) {
+                                   return example["id"].data<std::int64_t>()[0] == 25
+                                              ? DataLoss("the example is torn")
+                                              : OkStatus();
+                                 })
+                                 .Batch(10);
+  StrategyOptions options;
+  options.devices = MakeFarDevices(1);
+  const auto strategy = OrThrow(MakeSynchronousStrategy({}, std::move(options)));
+  const auto data = OrThrow(strategy->Distribute(torn, {.copy_ahead = true}));
+  for (int epoch = 0; epoch < 2; ++epoch) {
+    OrThrow(data->BeginEpoch(epoch));
+    for (int batch = 0; batch < 2; ++batch) {
+      EXPECT_TRUE(OrThrow(data->Next()).has_value());
+    }
+    const Status status = data->Next().status();
+    EXPECT_EQ(status.code(), StatusCode::kDataLoss);
+    EXPECT_THAT(status.message(), HasSubstr("the example is torn"));
+  }
+}
+
 TEST(InputsAhead, AShardIsOnTheDeviceThatComputesIt) {
   const Devices far = MakeFarDevices(2);
   StrategyOptions options;
@@ -189,18 +221,18 @@ TEST(InputsAhead, ACopyGoesWithTheTensorAndNotWithItsRows) {
   EXPECT_EQ(batch.replicas[0].Slice(0, 2)["x"].twin(), nullptr);
 }
 
-// A far device that has no memory left for batches.
-class FullDevice final : public Device {
+// A far device, for one that does something otherwise.
+class PassingDevice : public Device {
  public:
-  explicit FullDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
+  explicit PassingDevice(std::shared_ptr<Device> inner) : inner_(std::move(inner)) {}
   const std::string& name() const override { return inner_->name(); }
   MemorySpace memory_space() const override { return inner_->memory_space(); }
   std::unique_ptr<Stream> MakeStream() override { return inner_->MakeStream(); }
   std::unique_ptr<Kernels> MakeKernels(int threads) override {
     return inner_->MakeKernels(threads);
   }
-  std::shared_ptr<std::byte> Allocate(std::size_t /*bytes*/, std::string_view what) override {
-    throw StatusError(ResourceExhausted("no memory for " + std::string(what)));
+  std::shared_ptr<std::byte> Allocate(std::size_t bytes, std::string_view what) override {
+    return inner_->Allocate(bytes, what);
   }
   std::shared_ptr<std::byte> AllocateHost(std::size_t bytes, std::string_view what) override {
     return inner_->AllocateHost(bytes, what);
@@ -216,6 +248,44 @@ class FullDevice final : public Device {
  private:
   const std::shared_ptr<Device> inner_;
 };
+
+// That has no memory left for batches.
+class FullDevice final : public PassingDevice {
+ public:
+  using PassingDevice::PassingDevice;
+  std::shared_ptr<std::byte> Allocate(std::size_t /*bytes*/, std::string_view what) override {
+    throw StatusError(ResourceExhausted("no memory for " + std::string(what)));
+  }
+};
+
+// Whose copies take the host a while to begin.
+class SlowDevice final : public PassingDevice {
+ public:
+  static constexpr std::chrono::milliseconds kTakes{2};
+  using PassingDevice::PassingDevice;
+  void Copy(Stream& stream, const std::byte* from, std::byte* to, std::size_t bytes) override {
+    std::this_thread::sleep_for(kTakes);
+    ++copies;
+    PassingDevice::Copy(stream, from, to, bytes);
+  }
+  int copies = 0;
+};
+
+// What a trainer takes to be input, and no wait for other processes.
+TEST(InputsAhead, WhatItTakesToBeginIsOfInput) {
+  const Devices far = MakeFarDevices(1);
+  StrategyOptions options;
+  options.devices = far;
+  const auto strategy = OrThrow(MakeSynchronousStrategy({}, std::move(options)));
+  const auto slow = std::make_shared<SlowDevice>(far[0]);
+  const auto data = CopyAhead(OrThrow(strategy->Distribute(IntegerData(40, 10))), {slow}, Log());
+  OrThrow(data->BeginEpoch(0));
+  while (OrThrow(data->Next()).has_value()) {
+  }
+  EXPECT_GE(slow->copies, 3);
+  EXPECT_GE(data->input_seconds(),
+            slow->copies * std::chrono::duration<double>(SlowDevice::kTakes).count());
+}
 
 TEST(InputsAhead, WithoutMemoryForItBatchesComeAsTheyAreAndTheLogSaysWhy) {
   const Devices far = MakeFarDevices(1);

@@ -36,9 +36,10 @@ struct InputOptions {
   data::ShardPolicy policy = data::ShardPolicy::kData;
   // On devices whose memory is apart from the host's, under synchronous strategies: with each batch
   // that is handed out the one behind it is read, and copied to the devices, so that its step finds
-  // it there (AheadCopy); that takes the memory of a batch more. For programs that do not write to
-  // a batch's tensors: the copy has what was in them before. A Trainer asks for it. Of an
-  // evaluation, and elsewhere, nothing is copied ahead.
+  // it there (AheadCopy). The devices hold two batches for it, and three where the rows of a batch
+  // are asked for ahead. For programs that do not write to a batch's tensors: the copy has what was
+  // in them before. A Trainer asks for it (TrainerOptions::copy_ahead). Of an evaluation, and
+  // elsewhere, nothing is copied ahead.
   bool copy_ahead = false;
 };
 
@@ -69,7 +70,8 @@ class DistributedDataset {
   // one hands them out.
   virtual std::int64_t batches_per_epoch() const = 0;
   // Since this was made: the seconds in which this process waited for examples to be read and made,
-  // in Next or, where a step looks at the batch behind it, in Step. Not for other processes.
+  // and in which it began to copy them ahead, in Next or, where a step looks at the batch behind
+  // it, in Step. Not for other processes.
   virtual double input_seconds() const = 0;
   // Of this process, see data::BatchIterator::Overtaken.
   virtual std::vector<std::int64_t> Overtaken() const { return {}; }

@@ -55,6 +55,10 @@ struct TrainerOptions {
   // on with as many processes, whose shares are the same. Devices of a process may be others each
   // time.
   data::ShardPolicy policy = data::ShardPolicy::kData;
+  // Of Fit's training data on devices whose memory is apart from the host's, see
+  // InputOptions::copy_ahead. False: for steps that write to a batch's tensors, and where a batch
+  // can't be read before the step of the one in front of it has ended.
+  bool copy_ahead = true;
   std::vector<std::string> metric_names;  // of StepResult::metrics, in order
   std::string checkpoint_dir;             // empty: nothing is saved
   int save_every_epochs = 1;              // 0: at the end of training only
@@ -123,13 +127,13 @@ class Trainer {
   ~Trainer();
 
   // Trains for the epochs that are left. On devices whose memory is apart the next batch is copied
-  // there ahead of its step (InputOptions::copy_ahead): steps do not write to batches. Where
-  // `validation` is given, evaluates on it after every epoch. Goes back, to the newest checkpoint
-  // or to where it began, when a server of sparse tables is lost, or a worker beside such servers
-  // (Strategy::Recover): the chief logs that, and step functions are called again for the steps in
-  // between; an evaluation that was not made, or not everywhere, is made (again) before training
-  // goes on. When this returns, no save is under way any more; where that was so at an error, the
-  // error has been reported to the other processes.
+  // there ahead of its step: steps do not write to batches, or TrainerOptions::copy_ahead is false.
+  // Where `validation` is given, evaluates on it after every epoch. Goes back, to the newest
+  // checkpoint or to where it began, when a server of sparse tables is lost, or a worker beside
+  // such servers (Strategy::Recover): the chief logs that, and step functions are called again for
+  // the steps in between; an evaluation that was not made, or not everywhere, is made (again)
+  // before training goes on. When this returns, no save is under way any more; where that was so at
+  // an error, the error has been reported to the other processes.
   Result<History> Fit(const data::Dataset& training, const StepFn& train_step,
                       const data::Dataset* validation = nullptr, const StepFn& evaluate_step = {});
 
