@@ -127,9 +127,7 @@ Status TransportCommunicator::RunTask(Task& task) {
     return task.body(exchange_, AlgorithmOf(task.record));
   }
   const bool well = exchange_.failure().ok();
-  const bool by_others = AlgorithmOf(task.record) == Algorithm::kNative;
-  Status status =
-      exchange_.Begin(std::move(task.record), started, started + task.timeout, by_others);
+  Status status = exchange_.Begin(std::move(task.record), started, started + task.timeout);
   if (well) {
     flight_.Started(task.flight, exchange_.record(), started);
   }
