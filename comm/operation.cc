@@ -185,6 +185,9 @@ std::string OperationRecord::Full() const {
   if (root >= 0 && !point_to_point()) {
     text += " root " + std::to_string(root);
   }
+  if (kind == OperationKind::kBarrier && count != 0) {  // an Explain
+    text += " of " + std::to_string(count) + " bytes";
+  }
   text += " #" + std::to_string(sequence);
   if (point_to_point()) {
     text += "." + std::to_string(pair_sequence);
