@@ -16,6 +16,8 @@ inline void CheckBuffer(const Buffer& buffer) {
   Require(buffer.data != nullptr || buffer.count == 0, "a buffer with elements has data");
 }
 
+inline void CheckReduceOp(ReduceOp op) { Require(op <= ReduceOp::kProduct, "a known reduction"); }
+
 // For operations whose steps take Buffers and write to none of this one.
 inline Buffer OnlyRead(const ConstBuffer& buffer) {
   return {const_cast<void*>(buffer.data), buffer.count, buffer.dtype};

@@ -62,7 +62,7 @@ std::string Exchange::Name(int rank) const {
   return text;
 }
 
-Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadline, bool at_once) {
+Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadline) {
   COHORT_RETURN_IF_ERROR(failure_);
   record_ = std::move(record);
   record_.generation = generation_;
@@ -101,10 +101,7 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
     }
   }
   told_next_ = record_.point_to_point() || size_ == 1;
-  if (Settle() && !record_.point_to_point() && size_ > 1) {
-    if (at_once) {
-      TellNext();
-    }
+  if (Settle() && !record_.point_to_point()) {
     for (int p = 0; p < size_ && joins_ > 0; ++p) {
       if (!peer(p).joins.empty()) {
         Open(p);
@@ -127,9 +124,13 @@ void Exchange::Tell(int to, FrameKind kind, Bytes body) {
   transport_->Control(to, kind, body);
 }
 
-void Exchange::TellNext() {
-  told_next_ = true;
-  Open((rank_ + 1) % size_);
+Deadline Exchange::TellNext(Deadline now) {
+  constexpr auto kTell = milliseconds(2);  // time for the others to come
+  if (!told_next_ && now >= started_ + kTell) {
+    told_next_ = true;
+    Open((rank_ + 1) % size_);
+  }
+  return told_next_ ? Deadline::max() : started_ + kTell;
 }
 
 Status Exchange::End(const Status& status) {
@@ -236,6 +237,7 @@ Status Exchange::WaitForStream(Event& event) {
       return DeadlineExceeded(record_.Numbered() + " on " + Name(rank_) + ": its stream has not " +
                               "run what came before it within " + Seconds(deadline_ - started_));
     }
+    TellNext(now);
     Step(now);
     COHORT_RETURN_IF_ERROR(Trouble());
     // Its status is asked for below: the event may happen between the slice's end and here.
@@ -281,7 +283,6 @@ bool Exchange::Settle() {
 }
 
 Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
-  constexpr auto kTell = milliseconds(2);  // time for the others to come
   for (;;) {
     if (!Settle()) {
       return Trouble();
@@ -295,15 +296,12 @@ Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
     if (now >= deadline_) {
       return TimedOut(done);
     }
-    if (!told_next_ && now >= started_ + kTell) {
-      TellNext();
-    }
-    const Deadline again = told_next_ ? now + period : std::min(now + period, started_ + kTell);
+    const Deadline tell_at = TellNext(now);
     const Deadline warn_at = started_ + slow_peer_warning_;
     if (!warned_ && now >= warn_at) {
       WarnOfSlowPeers();
     }
-    Step(std::min({deadline_, leavers, warned_ ? deadline_ : warn_at, again}));
+    Step(std::min({deadline_, leavers, warned_ ? deadline_ : warn_at, tell_at, now + period}));
   }
 }
 

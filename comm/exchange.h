@@ -2,12 +2,13 @@
 // the transport below.
 //
 // It opens every operation towards each peer it sends to with that operation's record, which goes
-// ahead of the data in one message with it, compares the peers' records with its own before their
-// data is used, keeps the operation's deadline, and turns whatever goes wrong into one status that
-// all ranks get. A collective in which this rank waits for 2 ms is opened towards the next rank,
-// too, whatever its algorithm sends: wherever two ranks disagree, two neighbours on the ring do,
-// and one of them sees it even if both wait for others. Where nothing is wrong that costs nothing:
-// what an operation sends links all ranks, so none ends it before all records were compared.
+// ahead of the data (over TCP in one message with them), compares the peers' records with its own
+// before their data is used, keeps the operation's deadline, and turns whatever goes wrong into one
+// status that all ranks get. A collective in which this rank waits for 2 ms is opened towards the
+// next rank, too, whatever its algorithm sends: wherever two ranks disagree, two neighbours on the
+// ring do, and one of them sees it even if both wait for others. What an operation sends, or shows,
+// links all ranks: where they disagree each of them waits, and where they agree nothing more is
+// sent than that, but by who waits.
 //
 //   records differ      InvalidArgument naming both sides; told to all. The operation is given up,
 //                       the communicator goes on
@@ -28,11 +29,11 @@
 // part is final: it has no number that all ranks know.
 //
 // Joining. A rank that has no operations of its own left tells all others how many it has called
-// (kJoin), and from then on takes part in theirs: the record by which its predecessor opens an
-// operation towards it says in which. It is done when all have joined and it has taken part in as
-// many as the last of them called. A rank that is done may open new operations, give them up, and
-// join again before others know that all have joined. So records and rejects say how many joins
-// their rank has behind it, and none is taken for one to take part in.
+// (kJoin), and from then on takes part in theirs: they open each towards it as they begin it, and
+// the record says in which. It is done when all have joined and it has taken part in as many as the
+// last of them called. A rank that is done may open new operations, give them up, and join again
+// before others know that all have joined. So records and rejects say how many joins their rank has
+// behind it, and none is taken for one to take part in.
 //
 // All other failures are final. Thread rules: one thread at a time, the communicator's driver, but
 // for RequestAbort and Wake.
@@ -76,9 +77,7 @@ class Exchange final : private TransportListener {
 
   // One operation runs between Begin and End. Numbers are given here: the same on every rank when
   // all call the same operations.
-  // Whom Send does not open it to, the next rank, is told where that waits for long; `at_once`:
-  // now, since data go by other ways than Send.
-  Status Begin(OperationRecord record, Deadline started, Deadline deadline, bool at_once = false);
+  Status Begin(OperationRecord record, Deadline started, Deadline deadline);
   // The times of the operation under way, where Begin was given others: before anything waits.
   void SetTimes(Deadline started, Deadline deadline) {
     started_ = started;
@@ -154,8 +153,8 @@ class Exchange final : private TransportListener {
   void OnWrongSize(int peer, std::size_t sent, std::size_t expected) override;
 
   Verdict Judge(int peer, const OperationRecord& theirs) const;
-  void Open(int peer);  // tells it of this operation, once
-  void TellNext();
+  void Open(int peer);              // tells it of this operation, once
+  Deadline TellNext(Deadline now);  // where this rank waits for long; returns when to look again
   void Tell(int peer, FrameKind kind, Bytes body);
   bool JudgeFirstOpen(int peer);  // false: a failure is pending
   void GiveSignOfLife(int peer, bool ask);

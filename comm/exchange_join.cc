@@ -62,13 +62,13 @@ std::optional<OperationRecord> Exchange::ToShadow() {
 
 Result<std::optional<OperationRecord>> Exchange::NextShadow(Deadline deadline) {
   for (;;) {
-    if (AllJoined()) {
-      return std::optional<OperationRecord>();
-    }
-    std::optional<OperationRecord> next = ToShadow();
+    std::optional<OperationRecord> next = ToShadow();  // first: a message among them is an error
     COHORT_RETURN_IF_ERROR(failure_);
     if (next) {
       return next;
+    }
+    if (AllJoined()) {
+      return std::optional<OperationRecord>();
     }
     std::string missing;
     for (int p = 0; p < size_; ++p) {

@@ -12,7 +12,9 @@
 namespace cohort {
 
 // Called on the communicator's thread; each call returns when the operation is done, failed, or at
-// the exchange's deadline. Only what Supports says is called.
+// the exchange's deadline. Only what Supports says is called. What does not run over the exchange
+// is not compared: before it each call makes sure there, by a barrier, that all ranks are in the
+// same operation.
 class NativeCollectives {
  public:
   virtual ~NativeCollectives() = default;

@@ -80,19 +80,22 @@ bool OperationRecord::Matches(const OperationRecord& peer) const {
 }
 
 std::uint64_t OperationRecord::Fingerprint() const {
-  const auto mix = [](std::uint64_t value) {
-    value *= 0x9e3779b97f4a7c15U;
+  const auto mix = [](std::uint64_t value, std::uint64_t factor) {
+    value *= factor;
     return value ^ value >> 32U;
   };
-  // Each with a factor of its own, so that none waits for another.
+  // Each with a factor of its own, so that none waits for another; large odd ones without a small
+  // ratio, so that small differences of two fields do not make up for each other.
   std::uint64_t print =
       mix(static_cast<std::uint64_t>(kind) | static_cast<std::uint64_t>(dtype) << 8U |
-          static_cast<std::uint64_t>(reduce_op) << 16U |
-          static_cast<std::uint64_t>(algorithm) << 24U |
-          static_cast<std::uint64_t>(static_cast<std::uint32_t>(root)) << 32U) +
-      3 * mix(static_cast<std::uint64_t>(count)) + 5 * mix(shape) +
-      7 * mix(static_cast<std::uint64_t>(segment_bytes));
-  const auto add = [&](std::uint64_t value) { print = mix(print ^ value); };
+              static_cast<std::uint64_t>(reduce_op) << 16U |
+              static_cast<std::uint64_t>(algorithm) << 24U |
+              static_cast<std::uint64_t>(static_cast<std::uint32_t>(root)) << 32U,
+          0x9e3779b97f4a7c15U) +
+      mix(static_cast<std::uint64_t>(count), 0xbf58476d1ce4e5b9U) +
+      mix(shape, 0x94d049bb133111ebU) +
+      mix(static_cast<std::uint64_t>(segment_bytes), 0xd6e8feb86659fd93U);
+  const auto add = [&](std::uint64_t value) { print = mix(print ^ value, 0x9e3779b97f4a7c15U); };
   const std::size_t bytes = std::min(name.size(), kMaxNameBytes);
   add(bytes);
   for (std::size_t at = 0; at < bytes; at += sizeof(std::uint64_t)) {
@@ -181,6 +184,9 @@ std::string OperationRecord::Full() const {
   }
   if (root >= 0 && !point_to_point()) {
     text += " root " + std::to_string(root);
+  }
+  if (kind == OperationKind::kBarrier && count != 0) {  // an Explain
+    text += " of " + std::to_string(count) + " bytes";
   }
   text += " #" + std::to_string(sequence);
   if (point_to_point()) {

@@ -33,7 +33,7 @@ using Bytes = std::span<const std::byte>;
 using MutableBytes = std::span<std::byte>;
 
 enum class FrameKind : std::uint8_t {
-  kOpen = 1,  // the sender begins an operation that will send data to this peer
+  kOpen = 1,  // the sender begins an operation: its record, before data of it go to this peer
   kData = 2,
   kStalled = 3,  // the sender's operation reached its deadline: a sign of life
   kAbort = 4,    // the sender's communicator failed; code and text

@@ -43,6 +43,7 @@ Communicator::Pending TransportCommunicator::AllReduce(ConstBuffer read, Buffer 
   CheckBuffer(output);
   Require(input.dtype == output.dtype && input.count == output.count,
           "AllReduce: input and output have one element type and count");
+  CheckReduceOp(op);
   OperationRecord record{.kind = OperationKind::kAllReduce,
                          .dtype = output.dtype,
                          .reduce_op = op,
@@ -66,6 +67,7 @@ Communicator::Pending TransportCommunicator::Reduce(Buffer buffer, ReduceOp op, 
                                                     const CollectiveOptions& options) {
   CheckBuffer(buffer);
   Require(root >= 0 && root < size_, "Reduce: root is a rank");
+  CheckReduceOp(op);
   OperationRecord record{.kind = OperationKind::kReduce,
                          .dtype = buffer.dtype,
                          .reduce_op = op,
@@ -122,6 +124,7 @@ Communicator::Pending TransportCommunicator::ReduceScatter(Buffer input, Buffer 
   Require(input.dtype == output.dtype, "ReduceScatter: input and output have one element type");
   Require(input.count == output.count * size_,
           "ReduceScatter: input has size() times the elements of output");
+  CheckReduceOp(op);
   OperationRecord record{.kind = OperationKind::kReduceScatter,
                          .dtype = output.dtype,
                          .reduce_op = op,

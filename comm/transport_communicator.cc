@@ -127,9 +127,7 @@ Status TransportCommunicator::RunTask(Task& task) {
     return task.body(exchange_, AlgorithmOf(task.record));
   }
   const bool well = exchange_.failure().ok();
-  const bool by_others = AlgorithmOf(task.record) == Algorithm::kNative;
-  Status status =
-      exchange_.Begin(std::move(task.record), started, started + task.timeout, by_others);
+  Status status = exchange_.Begin(std::move(task.record), started, started + task.timeout);
   if (well) {
     flight_.Started(task.flight, exchange_.record(), started);
   }
@@ -384,14 +382,17 @@ std::optional<Algorithm> TransportCommunicator::Quiet(OperationKind kind, std::s
 
 std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record, Buffer buffer,
                                                          const CollectiveOptions& options) {
-  if (options.stream != nullptr || !AllDone() || !TakeRole()) {
+  if (options.stream != nullptr || !AllDone()) {
+    return nullptr;
+  }
+  record.name = options.name;  // may throw, as nothing does from here until the role is given back
+  if (!TakeRole()) {
     return nullptr;
   }
   if (!exchange_.Well() || exchange_.gave_up() || MissedNews()) {
     LeaveRole();
     return nullptr;
   }
-  record.name = options.name;
   at_once_.timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
   const Status begun = Contain(
       [&] { return exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout); });

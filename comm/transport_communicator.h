@@ -130,7 +130,9 @@ class TransportCommunicator final : public Communicator, private Driver {
                       Algorithm algorithm);
   Status RunBroadcast(Exchange& exchange, Buffer buffer, int root, Algorithm algorithm);
   static Status RunBarrier(Exchange& exchange, Algorithm algorithm);
-  Status RunJoin(Exchange& exchange, std::chrono::milliseconds timeout, int& last);
+  // `zeros`: room for what this rank gives; outlives an exception.
+  Status RunJoin(Exchange& exchange, std::chrono::milliseconds timeout, int& last,
+                 std::vector<std::byte>& zeros);
   // This rank's part in an operation of others.
   Status RunShadow(Exchange& exchange, const OperationRecord& record,
                    std::vector<std::byte>& zeros);

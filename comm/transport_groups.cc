@@ -87,18 +87,19 @@ Status TransportCommunicator::RunSplit(Exchange& exchange, int color, int key,
 
 Result<int> TransportCommunicator::Join(const CollectiveOptions& options) {
   int last = rank_;
+  std::vector<std::byte> zeros;  // others read and write them until the operation has ended
   const auto timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
   COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Work> work,
                           Enqueue({.kind = OperationKind::kJoin}, 0, {.name = options.name},
                                   [&](Exchange& exchange, Algorithm /*algorithm*/) {
-                                    return RunJoin(exchange, timeout, last);
+                                    return RunJoin(exchange, timeout, last, zeros);
                                   }));
   COHORT_RETURN_IF_ERROR(work->Wait());
   return last;
 }
 
 Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseconds timeout,
-                                      int& last) {
+                                      int& last, std::vector<std::byte>& zeros) {
   COHORT_RETURN_IF_ERROR(exchange.BeginJoin());
   for (;;) {
     COHORT_ASSIGN_OR_RETURN(const std::optional<OperationRecord> record,
@@ -107,7 +108,6 @@ Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseco
       last = exchange.EndJoin();
       return {};
     }
-    std::vector<std::byte> zeros;  // what the others read and write until End
     const Deadline now = std::chrono::steady_clock::now();
     const std::uint64_t flight = flight_.Queued(*record, now);
     Status status = exchange.Begin(*record, now, now + timeout);
@@ -133,7 +133,7 @@ Status TransportCommunicator::RunShadow(Exchange& exchange, const OperationRecor
   COHORT_ASSIGN_OR_RETURN(const Algorithm algorithm, Settle(exchange, total));
   const bool adds = record.reduce_op == ReduceOp::kSum || record.reduce_op == ReduceOp::kMean;
   const auto buffer = [&]() -> Buffer {
-    zeros.resize(static_cast<std::size_t>(record.count) * SizeOf(record.dtype));
+    zeros.assign(static_cast<std::size_t>(record.count) * SizeOf(record.dtype), std::byte(0));
     return {zeros.data(), record.count, record.dtype};
   };
   if (record.kind == OperationKind::kBarrier && record.shape != kExplains) {

@@ -65,7 +65,7 @@ class HierarchicalCollectives::Run {
 
   // Where an exception goes past End: what is under way uses the caller's buffer.
   ~Run() {
-    if (!ended_ && !works_.empty()) {
+    if (!works_.empty()) {
       (void)End(Internal("an all-reduce of hosts was left"));
     }
   }
@@ -117,7 +117,6 @@ class HierarchicalCollectives::Run {
 
   // `status`: how it went. Returns when nothing is under way any more.
   Status End(Status status) {
-    ended_ = true;
     for (std::size_t i = 0; i < works_.size() && status.ok(); ++i) {
       status = Wait(*works_[i]);
     }
@@ -130,6 +129,7 @@ class HierarchicalCollectives::Run {
         (void)work->Wait();  // ends: its communicator has failed
       }
     }
+    works_.clear();
     return status;
   }
 
@@ -177,8 +177,7 @@ class HierarchicalCollectives::Run {
   const Reduction finish_;
   CollectiveOptions options_;
   std::vector<Block> blocks_;
-  std::vector<std::shared_ptr<cohort::Work>> works_;  // all that was posted
-  bool ended_ = false;
+  std::vector<std::shared_ptr<cohort::Work>> works_;  // all that was posted, until End
 };
 
 Status HierarchicalCollectives::AllReduce(Exchange& exchange, Buffer buffer, ReduceOp op) {

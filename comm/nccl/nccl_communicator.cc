@@ -112,6 +112,7 @@ class NcclCommunicator final : public Communicator {
     CheckBuffer(output);
     Require(input.dtype == output.dtype && input.count == output.count,
             "AllReduce: input and output have one element type and count");
+    CheckReduceOp(op);
     return Run({.kind = OperationKind::kAllReduce,
                 .dtype = output.dtype,
                 .reduce_op = op,
@@ -126,6 +127,7 @@ class NcclCommunicator final : public Communicator {
   Pending Reduce(Buffer buffer, ReduceOp op, int root, const CollectiveOptions& options) override {
     CheckBuffer(buffer);
     Require(root >= 0 && root < size(), "Reduce: root is a rank");
+    CheckReduceOp(op);
     return Run(
         {.kind = OperationKind::kReduce,
          .dtype = buffer.dtype,
@@ -143,6 +145,7 @@ class NcclCommunicator final : public Communicator {
     CheckBuffer(output);
     Require(input.dtype == output.dtype && input.count == output.count * size(),
             "ReduceScatter: input holds one output for each rank");
+    CheckReduceOp(op);
     return Run({.kind = OperationKind::kReduceScatter,
                 .dtype = output.dtype,
                 .reduce_op = op,

@@ -21,8 +21,11 @@ constexpr auto kCrowdedSpin = std::chrono::microseconds(20);  // of giving the c
 constexpr unsigned kBellRang = 1;
 constexpr unsigned kSocketSpoke = 2;
 
+// Opens, joins, rejects and goodbyes keep their place among the data; all but the first two
+// overtake it.
+bool Overtakes(FrameKind kind) { return kind != FrameKind::kOpen && kind != FrameKind::kJoin; }
 bool KeepsPlace(FrameKind kind) {
-  return kind == FrameKind::kOpen || kind == FrameKind::kBye || kind == FrameKind::kReject;
+  return !Overtakes(kind) || kind == FrameKind::kBye || kind == FrameKind::kReject;
 }
 
 Region* RegionAt(std::byte* memory) { return reinterpret_cast<Region*>(memory); }
@@ -98,11 +101,10 @@ Ticket SharedTransport::Receive(int from, MutableBytes data, const CombineWith& 
 }
 
 void SharedTransport::Control(int to, FrameKind kind, Bytes body) {
-  // Opens, rejects and goodbyes keep their place among the data; all but opens overtake it.
   Outgoing out;
   out.kind = kind;
   out.body.assign(body.begin(), body.end());
-  if (kind != FrameKind::kOpen) {
+  if (Overtakes(kind)) {
     peer(to).urgent_out.push_back(out);
   }
   if (KeepsPlace(kind)) {

@@ -121,8 +121,8 @@ void TcpTransport::StartBody(int s) {
     return;
   }
   if (control) {
+    p.body.resize(bytes);  // which may throw: first
     p.target = Target::kControl;
-    p.body.resize(bytes);
   } else if (p.dropping > 0) {
     p.target = Target::kDiscard;
   } else if (!p.posted.empty() && p.kept.empty()) {
@@ -134,8 +134,8 @@ void TcpTransport::StartBody(int s) {
     }
     p.target = Target::kPosted;
   } else if (p.kept.MayKeep(bytes)) {  // it counts when it is whole
-    p.target = Target::kKept;
     p.body.resize(bytes);
+    p.target = Target::kKept;
   } else {
     p.target = Target::kStalled;
     return;

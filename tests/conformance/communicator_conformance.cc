@@ -424,7 +424,13 @@ TEST_P(CommunicatorConformance, BreachesOfTheContractThrow) {
     EXPECT_THROW((void)comm.AllGather(std::span(values), Buffer(values.data(), 3, DType::kFloat32)),
                  ContractError);
     EXPECT_THROW((void)comm.Send(std::span(values), comm.rank()), ContractError);
-    return {};
+    const auto unknown = static_cast<ReduceOp>(9);
+    const std::span<float> part = std::span(values).first(1);
+    EXPECT_THROW((void)comm.AllReduce(part, unknown), ContractError);
+    EXPECT_THROW((void)comm.Reduce(part, unknown, 0), ContractError);
+    std::vector<float> parts(static_cast<std::size_t>(comm.size()));
+    EXPECT_THROW((void)comm.ReduceScatter(std::span(parts), part, unknown), ContractError);
+    return CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 10, "auto");  // nothing has begun
   });
 }
 

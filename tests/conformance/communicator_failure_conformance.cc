@@ -50,6 +50,21 @@ TEST_P(CommunicatorFailureConformance, AJoinThatSomeNeverReachNamesThem) {
                });
 }
 
+// Whichever comes first, the message or the join of the rank it is for; and its sender joins, too.
+TEST_P(CommunicatorFailureConformance, AMessageToARankThatHasJoinedIsAnError) {
+  RunAndExpect(options(), StatusCode::kInvalidArgument,
+               {"Send 'x' float32[5] #1 (generation 1) by rank 0 (worker:0) to rank 1 (worker:1), "
+                "which has joined"},
+               [](Communicator& comm) -> Status {
+                 std::vector<float> values(5);
+                 if (comm.rank() == 0) {
+                   COHORT_RETURN_IF_ERROR(WaitFor(comm.Send(std::span(values), 1, {.name = "x"})));
+                 }
+                 COHORT_RETURN_IF_ERROR(comm.Join().status());
+                 return WaitFor(comm.Barrier());
+               });
+}
+
 TEST_P(CommunicatorFailureConformance, DifferentCountsNameBothSides) {
   RunAndExpect(options(), StatusCode::kInvalidArgument,
                {"rank 0 (worker:0) is in AllReduce 'fc1' float32[10]", "float32[12]"},

@@ -58,6 +58,17 @@ TEST(OperationRecord, EveryFieldCounts) {
   other([](OperationRecord& r) { r.sequence = 13; });   // and has the number itself
 }
 
+// The brief text of a barrier has no count.
+TEST(OperationRecord, ExplainsOfTwoSizesDifferInTheirFullText) {
+  const OperationRecord one{.kind = OperationKind::kBarrier, .count = 1024, .shape = 1};
+  OperationRecord other = one;
+  other.count = 2048;
+  EXPECT_FALSE(one.Matches(other));
+  EXPECT_EQ(one.Brief(), other.Brief());
+  EXPECT_NE(one.Full(), other.Full());
+  EXPECT_NE(other.Full().find(" of 2048 bytes"), std::string::npos) << other.Full();
+}
+
 TEST(OperationRecord, DamagedBytesAreNoRecord) {
   std::vector<std::byte> bytes = Example().Encode();
   for (std::size_t length = 0; length < bytes.size(); ++length) {

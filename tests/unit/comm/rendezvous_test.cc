@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <poll.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -61,6 +62,8 @@ TEST(Socket, WithinAHostNothingIsPaced) {
       continue;  // a machine without IPv6
     }
     const Socket client = OrThrow(Connect(listener.value().address, DeadlineAfter(seconds(20))));
+    pollfd event = {listener.value().socket.fd(), POLLIN, 0};  // the last word of its handshake
+    ASSERT_EQ(::poll(&event, 1, 20'000), 1);
     const Socket server(::accept4(listener.value().socket.fd(), nullptr, nullptr, SOCK_CLOEXEC));
     for (const Socket* const socket : {&client, &server}) {
       EXPECT_TRUE(IsWithinHost(*socket));

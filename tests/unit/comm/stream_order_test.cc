@@ -79,6 +79,45 @@ TEST(StreamOrder, AnEventThatHappensAsAWaitForItEndsIsNoError) {
   }));
 }
 
+class EventThatDoesNotCome final : public Event {
+ public:
+  bool done() const override { return false; }
+  Status Wait(Deadline deadline) override {
+    std::this_thread::sleep_until(deadline);
+    return DeadlineExceeded("a wait for the event");
+  }
+};
+
+class StreamThatStands final : public Stream {
+ public:
+  void Enqueue(std::function<Status()> /*work*/) override {}
+  std::shared_ptr<Event> Record() override { return std::make_shared<EventThatDoesNotCome>(); }
+  void WaitFor(std::shared_ptr<Event> /*event*/) override {}
+  Status Synchronize(Deadline /*deadline*/) override { return OkStatus(); }
+};
+
+// No rank has come so far that it sends anything.
+TEST(StreamOrder, RanksThatDifferHearOfItWhileTheirStreamsAreLate) {
+  CommunicatorOptions options;
+  options.timeout = std::chrono::seconds(20);
+  auto communicators = MakeLocalCommunicators(3, options);
+  const std::vector<Status> statuses = RunRanks(3, [&](int rank) -> Status {
+    Communicator& comm = *communicators[static_cast<std::size_t>(rank)];
+    StreamThatStands stream;
+    std::vector<float> gradient(rank == 1 ? 10 : 12);
+    COHORT_ASSIGN_OR_RETURN(
+        const std::unique_ptr<Work> work,
+        comm.AllReduce(std::span(gradient), ReduceOp::kSum, {.stream = &stream}));
+    const Status status = work->Wait();
+    EXPECT_EQ(comm.status(), OkStatus());
+    return status;
+  });
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << status.ToString();
+    EXPECT_THAT(status.message(), ::testing::HasSubstr("rank 1 is in AllReduce float32[10]"));
+  }
+}
+
 TEST(StreamOrder, AFailedStreamFailsTheOperationEverywhere) {
   auto communicators = MakeLocalCommunicators(2);
   const std::vector<Status> statuses = RunRanks(2, [&](int rank) -> Status {

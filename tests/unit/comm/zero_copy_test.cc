@@ -457,7 +457,7 @@ TEST_F(ZeroCopyCommunicator, AnOperationThatIsGivenUpHarmsNoneThatFollows) {
 }
 
 TEST_F(ZeroCopyCommunicator, AReleaseThatNeverComesIsTheDeadlines) {
-  constexpr auto kTimeout = 1000ms;
+  constexpr auto kTimeout = 2000ms;
   Pair pair(1, kTimeout);
   pair.releases[0].Hold();
   const Deadline begun = std::chrono::steady_clock::now();
