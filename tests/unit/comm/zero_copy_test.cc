@@ -307,13 +307,17 @@ TEST_F(ZeroCopyTransport, AfterAFailureNothingArrivesOfWhatIsWrittenLater) {
   std::vector<std::byte> got;
   std::vector<std::byte> piece(1 << 20);
   int error = 0;
+  bool over = false;
   EXPECT_TRUE(Drive([&] {
-    const ssize_t n = ::recv(data_.fd(), piece.data(), piece.size(), MSG_DONTWAIT);
+    const ssize_t n = over ? 0 : ::recv(data_.fd(), piece.data(), piece.size(), MSG_DONTWAIT);
     if (n > 0) {
       got.insert(got.end(), piece.begin(), piece.begin() + n);
     }
-    error = n < 0 && errno != EAGAIN ? errno : 0;
-    return n == 0 || error != 0;
+    if (n < 0 && errno != EAGAIN) {
+      error = errno;
+    }
+    over = n == 0 || error != 0;
+    return over;
   }));
   EXPECT_EQ(error, ECONNRESET);
   ASSERT_GE(got.size(), kHeader);
