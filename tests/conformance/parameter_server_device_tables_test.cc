@@ -28,7 +28,7 @@ namespace {
 constexpr std::int64_t kWidth = 4;
 constexpr std::int64_t kUsersEach = 4;
 constexpr std::int64_t kExamples = 397;
-constexpr std::int64_t kBatch = 10;
+constexpr std::int64_t kBatch = 3;
 constexpr std::int64_t kFirstRare = 50;  // ids, of which each is in the data once
 constexpr std::int64_t kAllIds = kFirstRare + kExamples * (kUsersEach + 1);
 
@@ -175,8 +175,8 @@ TEST(DevicesOfParameterServers, RowsOfTablesHaveTheBitsOfTheCpu) {
     const Outcome trained = Train(consistency, lookahead, FarAndLate, optimizer);
     ASSERT_EQ(expected.rows.size(), 2U * kAllIds * kWidth);
     EXPECT_TRUE(trained.rows == expected.rows);
-    // Three lookups of features in each of 80 steps, of which all but a split's first know theirs.
-    EXPECT_GE(trained.foreseen, lookahead > 0 ? 80 : 0);
+    // Three lookups of features in each of 266 steps, of which all but a split's first know theirs.
+    EXPECT_GE(trained.foreseen, lookahead > 0 ? 266 : 0);
     EXPECT_EQ(trained.foreseen > 0, lookahead > 0);
     EXPECT_EQ(trained.refreshed > 0, lookahead > 1);
   }
