@@ -5,19 +5,17 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <cstddef>
-#include <cstdlib>
 #include <functional>
 #include <memory>
-#include <new>
 #include <span>
 #include <string>
 #include <tuple>
 #include <vector>
 
+#include "testing/failing_new.h"
 #include "testing/memory_store.h"
 #include "testing/run_ranks.h"
 
@@ -26,31 +24,12 @@ namespace {
 // The next allocation of at least so many bytes fails, on whichever thread; 0: none does.
 std::atomic<std::size_t> refused_from = 0;
 
-void* Allocate(std::size_t bytes, std::align_val_t align = std::align_val_t{16}) {
-  if (std::size_t from = refused_from.load();
-      from > 0 && bytes >= from && refused_from.compare_exchange_strong(from, 0)) {
-    throw std::bad_alloc();
-  }
-  const auto of = static_cast<std::size_t>(align);
-  const std::size_t whole = std::max(of, (bytes + of - 1) / of * of);
-  if (void* const memory = std::aligned_alloc(of, whole); memory != nullptr) {
-    return memory;
-  }
-  throw std::bad_alloc();
-}
-
 }  // namespace
 
-void* operator new(std::size_t bytes) { return Allocate(bytes); }
-void* operator new[](std::size_t bytes) { return Allocate(bytes); }
-void* operator new(std::size_t bytes, std::align_val_t align) { return Allocate(bytes, align); }
-void* operator new[](std::size_t bytes, std::align_val_t align) { return Allocate(bytes, align); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t /*bytes*/) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t /*bytes*/) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t /*align*/) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t /*align*/) noexcept { std::free(memory); }
+bool cohort::testing::AllocationFails(std::size_t bytes) {
+  std::size_t from = refused_from.load();
+  return from > 0 && bytes >= from && refused_from.compare_exchange_strong(from, 0);
+}
 
 namespace cohort {
 namespace {

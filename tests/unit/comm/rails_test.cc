@@ -85,39 +85,16 @@ struct Pair {
 
   Pair(int rails, int victim, std::chrono::milliseconds timeout, Relay* relay = nullptr) {
     const int channels = rails + 1;
-    std::array<TcpGroup, 2> groups;
-    for (int rank = 0; rank < 2; ++rank) {
-      TcpGroup& group = groups[static_cast<std::size_t>(rank)];
-      group.rank = rank;
-      group.sockets.resize(static_cast<std::size_t>(2 * channels));
-      group.channels = channels;
-      group.stripe_bytes = 64 << 10;
-      group.zero_copy = true;
-      group.name = "pair";
-    }
+    std::array<TcpGroup, 2> groups = testing::PairOfGroups(channels, 64 << 10);
     for (int channel = 0; channel < channels; ++channel) {
       const bool is_victim = channel != kControlChannel && victim == std::max(channel - 1, 0);
       auto ends = is_victim && relay != nullptr ? std::move(relay->ends) : ConnectedPair();
-      for (std::size_t rank = 0; rank < 2; ++rank) {
-        if (is_victim) {
-          victims[rank] = ends[rank].fd();
-        }
-        groups[rank].sockets[(1 - rank) * static_cast<std::size_t>(channels) +
-                             static_cast<std::size_t>(channel)] = std::move(ends[rank]);
+      if (is_victim) {
+        victims = {ends[0].fd(), ends[1].fd()};
       }
+      testing::JoinBy(groups, channel, std::move(ends));
     }
-    CommunicatorOptions options;
-    options.timeout = timeout;
-    options.peer_name = [](int rank) { return "worker:" + std::to_string(rank); };
-    for (int rank = 0; rank < 2; ++rank) {
-      TransportCommunicatorParts parts;
-      auto transport = MakeTcpTransport(std::move(groups[static_cast<std::size_t>(rank)]));
-      EXPECT_TRUE(transport.ok()) << transport.status().ToString();
-      parts.transport = std::move(transport).value();
-      parts.rank = rank;
-      parts.size = 2;
-      ranks.push_back(std::make_unique<TransportCommunicator>(std::move(parts), options));
-    }
+    ranks = testing::RanksOf(std::move(groups), timeout);
   }
 
   // The word of each rank on `times` sums of `count` elements, or on the first that fails.

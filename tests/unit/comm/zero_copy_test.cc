@@ -349,39 +349,18 @@ struct Pair {
 
   Pair(int rails, std::chrono::milliseconds timeout) {
     const int channels = rails + 1;
-    std::array<TcpGroup, 2> groups;
+    std::array<TcpGroup, 2> groups = testing::PairOfGroups(channels, StripedSocket::kStripeBytes);
     for (std::size_t rank = 0; rank < 2; ++rank) {
-      TcpGroup& group = groups[rank];
-      group.rank = static_cast<int>(rank);
-      group.sockets.resize(static_cast<std::size_t>(2 * channels));
-      group.channels = channels;
-      group.stripe_bytes = StripedSocket::kStripeBytes;
-      group.zero_copy = true;
-      group.releases = releases[rank].Reader();
-      group.name = "pair";
+      groups[rank].releases = releases[rank].Reader();
     }
     for (int channel = 0; channel < channels; ++channel) {
       auto ends = ConnectedPair();
       if (channel == kDataChannel) {
         data_fd = ends[1].fd();
       }
-      for (std::size_t rank = 0; rank < 2; ++rank) {
-        groups[rank].sockets[(1 - rank) * static_cast<std::size_t>(channels) +
-                             static_cast<std::size_t>(channel)] = std::move(ends[rank]);
-      }
+      testing::JoinBy(groups, channel, std::move(ends));
     }
-    CommunicatorOptions options;
-    options.timeout = timeout;
-    options.peer_name = [](int rank) { return "worker:" + std::to_string(rank); };
-    for (int rank = 0; rank < 2; ++rank) {
-      TransportCommunicatorParts parts;
-      auto transport = MakeTcpTransport(std::move(groups[static_cast<std::size_t>(rank)]));
-      EXPECT_TRUE(transport.ok()) << transport.status().ToString();
-      parts.transport = std::move(transport).value();
-      parts.rank = rank;
-      parts.size = 2;
-      ranks.push_back(std::make_unique<TransportCommunicator>(std::move(parts), options));
-    }
+    ranks = testing::RanksOf(std::move(groups), timeout);
   }
 
   // One sum, in place, whose values are others each time.

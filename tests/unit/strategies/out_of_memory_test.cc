@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <chrono>
 #include <cstddef>
-#include <cstdlib>
 #include <future>
 #include <new>
 #include <numeric>
@@ -19,6 +18,7 @@
 #include "parameter_server/rows/row_table.h"
 #include "parameter_server/variables/parameter_store.h"
 #include "store_state.h"
+#include "testing/failing_new.h"
 
 namespace {
 
@@ -26,30 +26,11 @@ namespace {
 thread_local std::ptrdiff_t allocations_left = -1;
 thread_local std::size_t large = 0;
 
-void* Allocate(std::size_t bytes, std::align_val_t align = std::align_val_t{16}) {
-  if (allocations_left >= 0 && bytes >= large && allocations_left-- == 0) {
-    throw std::bad_alloc();
-  }
-  const auto of = static_cast<std::size_t>(align);
-  const std::size_t whole = std::max(of, (bytes + of - 1) / of * of);
-  if (void* const memory = std::aligned_alloc(of, whole); memory != nullptr) {
-    return memory;
-  }
-  throw std::bad_alloc();
-}
-
 }  // namespace
 
-void* operator new(std::size_t bytes) { return Allocate(bytes); }
-void* operator new[](std::size_t bytes) { return Allocate(bytes); }
-void* operator new(std::size_t bytes, std::align_val_t align) { return Allocate(bytes, align); }
-void* operator new[](std::size_t bytes, std::align_val_t align) { return Allocate(bytes, align); }
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete[](void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t /*bytes*/) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::size_t /*bytes*/) noexcept { std::free(memory); }
-void operator delete(void* memory, std::align_val_t /*align*/) noexcept { std::free(memory); }
-void operator delete[](void* memory, std::align_val_t /*align*/) noexcept { std::free(memory); }
+bool cohort::testing::AllocationFails(std::size_t bytes) {
+  return allocations_left >= 0 && bytes >= large && allocations_left-- == 0;
+}
 
 namespace cohort::ps {
 namespace {
