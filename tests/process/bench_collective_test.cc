@@ -147,6 +147,9 @@ TEST(BenchCollective, WrongFlagsAreExitCode2) {
   EXPECT_EQ(RunBench("allreduce", {"--transport", "local", "--late-ms", "50"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--transport", "carrier-pigeon"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--ranks", "0"}).code, 2);
+  EXPECT_EQ(RunBench("allreduce", {"--sizes", "8,0"}).code, 2);
+  EXPECT_EQ(RunBench("allreduce", {"--sizes", "-1"}).code, 2);
+  EXPECT_EQ(RunBench("allreduce", {"--begin", "64", "--end", "8"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--peer", "nobody"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--limit", "handover", "--sizes", "1m"}).code, 2);
   EXPECT_EQ(RunBench("broadcast", {"--limit", "handover", "--sizes", "8"}).code, 2);

@@ -151,6 +151,13 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
       options.sizes.push_back(bytes);
     }
   }
+  const bool none = std::any_of(options.sizes.begin(), options.sizes.end(),
+                                [](std::int64_t bytes) { return bytes < 1; });
+  if (none || options.sizes.empty()) {
+    std::fprintf(stderr, "%s: %s\n", argv[0],
+                 none ? "--sizes are of 1 byte or more" : "--begin is more than --end");
+    return 2;
+  }
   if (options.peers.empty() && options.limits.empty()) {
     options.limits.emplace_back(
         options.transport == "tcp" || options.transport == "hierarchical" ? "loopback" : "memory");
