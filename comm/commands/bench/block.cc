@@ -29,6 +29,7 @@ constexpr std::size_t kTileBytes = 4096;
 struct Page {
   std::atomic<std::uint32_t> arrived;
   std::atomic<std::uint32_t> turn;
+  std::atomic<Clock::rep> start;  // of this turn; processes of one host have one clock
 };
 
 class SharedStartLine final : public StartLine {
@@ -41,8 +42,9 @@ class SharedStartLine final : public StartLine {
     const std::uint32_t turn = page_->turn.load();
     if (page_->arrived.fetch_add(1) + 1 == ranks_) {
       page_->arrived.store(0);
+      page_->start.store((Clock::now() + run_up_).time_since_epoch().count());
       page_->turn.store(turn + 1);
-      return {};
+      return AwaitStart();
     }
     const Deadline deadline = DeadlineAfter(timeout_);
     for (std::uint64_t spins = 1; page_->turn.load(std::memory_order_acquire) == turn; ++spins) {
@@ -55,16 +57,27 @@ class SharedStartLine final : public StartLine {
         return DeadlineExceeded("a rank did not come to the start of an operation");
       }
     }
-    return {};
+    return AwaitStart();
   }
 
  private:
+  // Who comes last knows it first, by as much as a small operation takes: all start at a time that
+  // it sets, when all know.
+  Status AwaitStart() const {
+    const Clock::time_point start{Clock::duration(page_->start.load())};
+    while (Clock::now() < start) {
+    }
+    return {};
+  }
+
   Page* const page_;
   const std::uint32_t ranks_;
   const std::chrono::milliseconds timeout_;
   // A library's own thread may need this core to end the operation before; so may a rank, where
   // there are more of them than cores.
-  const std::uint64_t patience_ = ranks_ > static_cast<std::uint32_t>(AvailableCores()) ? 50 : 500;
+  const bool crowded_ = ranks_ > static_cast<std::uint32_t>(AvailableCores());
+  const std::uint64_t patience_ = crowded_ ? 50 : 500;
+  const Clock::duration run_up_ = std::chrono::microseconds(crowded_ ? 0 : 2);
 };
 
 class BarrierStartLine final : public StartLine {
@@ -247,7 +260,7 @@ Result<Block> RunBlock(Subject& subject, StartLine& start, Workload& workload, i
     if (is_late) {
       std::this_thread::sleep_for(late);
     }
-    const double cpu = CpuSeconds();
+    const double cpu = late.count() > 0 ? CpuSeconds() : 0;
     const auto begin = Clock::now();
     COHORT_RETURN_IF_ERROR(subject.Run(options.operation, workload.buffers()));
     if (late.count() > 0 && !is_late && i >= 0) {
