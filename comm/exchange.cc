@@ -62,7 +62,7 @@ std::string Exchange::Name(int rank) const {
   return text;
 }
 
-Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadline) {
+Status Exchange::Begin(OperationRecord&& record, Deadline started, Deadline deadline) {
   COHORT_RETURN_IF_ERROR(failure_);
   record_ = std::move(record);
   record_.generation = generation_;
@@ -78,7 +78,9 @@ Status Exchange::Begin(OperationRecord record, Deadline started, Deadline deadli
   record_.sequence = collectives_;
   active_ = true;
   warned_ = false;
-  rejected_ = Status();
+  if (!rejected_.ok()) {
+    rejected_ = Status();
+  }
   received_before_ = transport_->bytes_received();
   SetTimes(started, deadline);
   if (const auto rejection = rejections_.find(collectives_);

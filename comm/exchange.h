@@ -77,7 +77,7 @@ class Exchange final : private TransportListener {
 
   // One operation runs between Begin and End. Numbers are given here: the same on every rank when
   // all call the same operations.
-  Status Begin(OperationRecord record, Deadline started, Deadline deadline);
+  Status Begin(OperationRecord&& record, Deadline started, Deadline deadline);
   // The times of the operation under way, where Begin was given others: before anything waits.
   void SetTimes(Deadline started, Deadline deadline) {
     started_ = started;

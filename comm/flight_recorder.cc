@@ -134,12 +134,12 @@ void FlightRecorder::Ended(std::uint64_t index, bool ok, Deadline at) {
   Give(s.version);
 }
 
-void FlightRecorder::Flown(const OperationRecord& record, bool ok, Deadline at) {
+std::uint64_t FlightRecorder::Begun(const OperationRecord& record, Deadline at) {
   const std::uint64_t index = queued_.fetch_add(1, std::memory_order_relaxed) + 1;
   last_started_.store(index, std::memory_order_release);
   Slot& s = slot(index);
   if (!Take(s.version)) {
-    return;
+    return index;
   }
   Set(s.words[kIndex], index);
   SetName(s.words, record.name);
@@ -147,11 +147,12 @@ void FlightRecorder::Flown(const OperationRecord& record, bool ok, Deadline at) 
   Set(s.words[kSequence], record.sequence);
   Set(s.words[kPair], record.pair_sequence);
   Set(s.words[kGeneration], record.generation);
-  Set(s.words[kPacked], Pack(record, ok ? FlightState::kDone : FlightState::kFailed));
+  Set(s.words[kPacked], Pack(record, FlightState::kStarted));
   Set(s.words[kQueuedAt], Ticks(at));
   Set(s.words[kStartedAt], Ticks(at));
-  Set(s.words[kEndedAt], Ticks(at));
+  Set(s.words[kEndedAt], 0);
   Give(s.version);
+  return index;
 }
 
 std::optional<FlightEntry> FlightRecorder::Read(std::uint64_t index) const {

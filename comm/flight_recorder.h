@@ -47,8 +47,8 @@ class FlightRecorder {
   // `record` has its numbers now.
   void Started(std::uint64_t index, const OperationRecord& record, Deadline at);
   void Ended(std::uint64_t index, bool ok, Deadline at);
-  // All three at once, for an operation that took no time.
-  void Flown(const OperationRecord& record, bool ok, Deadline at);
+  // Queued and Started at once; `record` has its numbers.
+  std::uint64_t Begun(const OperationRecord& record, Deadline at);
 
   std::uint64_t operations() const { return queued_.load(std::memory_order_relaxed); }
   // The one started last, under way or not.

@@ -158,7 +158,7 @@ Result<Algorithm> TransportCommunicator::Settle(Exchange& exchange, std::int64_t
 Status TransportCommunicator::EndTask(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes,
                                       Status status) {
   status = exchange_.End(status);
-  Heard();
+  Heard(TickClock::Ticks());
   if (status.ok()) {
     counts_.Done(exchange_.record().kind, algorithm, static_cast<std::uint64_t>(bytes));
   }
@@ -176,30 +176,36 @@ void TransportCommunicator::Hear() {
     exchange_.Idle(std::chrono::steady_clock::now());
     return {};
   });
-  Heard();
+  Heard(TickClock::Ticks());
   heard_ticks_ = ticks;
 }
 
-void TransportCommunicator::Heard() {
-  heard_ticks_ = TickClock::Ticks();
-  heard_ = clock_.At(heard_ticks_);
+void TransportCommunicator::Heard(std::uint64_t ticks) {
+  heard_ticks_ = ticks;
+  heard_ = clock_.At(ticks);
 }
 
-bool TransportCommunicator::MissedNews() const {
-  return TickClock::Ticks() - heard_ticks_ > kNewsTicks;
+bool TransportCommunicator::MissedNews(std::uint64_t ticks) const {
+  return ticks - heard_ticks_ > kNewsTicks;
 }
 
 void TransportCommunicator::Drive(std::uint64_t number) {
   for (int spins = 0; spins < kRoleSpins && !outcomes_->done(number); ++spins) {
     if (TakeRole()) {
       exchange_.transport().set_spin(kCallerSpin);
-      if (MissedNews()) {
+      if (MissedNews(TickClock::Ticks())) {
         Hear();
       }
-      while (!outcomes_->done(number)) {
-        RunNext();
+      if (at_once_.under_way && outcomes_->finished() + 1 == number) {
+        outcomes_->Done(number, Contain([this] { return FinishAtOnce(); }));
+        LeaveRole();  // a fence
+        outcomes_->WakeSleepers();
+      } else {
+        while (!outcomes_->done(number)) {
+          RunNext();
+        }
+        LeaveRole();
       }
-      LeaveRole();
       if (!AllDone()) {
         Nudge();
       }
@@ -237,7 +243,7 @@ void TransportCommunicator::Run() {
     const bool had_role = TakeRole();
     if (had_role) {
       exchange_.transport().set_spin(kThreadSpin);
-      if (MissedNews()) {
+      if (MissedNews(TickClock::Ticks())) {
         Hear();
       }
       while (!AllDone()) {
@@ -389,7 +395,8 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (!TakeRole()) {
     return nullptr;
   }
-  if (!exchange_.Well() || exchange_.gave_up() || MissedNews()) {
+  const std::uint64_t ticks = TickClock::Ticks();
+  if (!exchange_.Well() || exchange_.gave_up() || MissedNews(ticks)) {
     LeaveRole();
     return nullptr;
   }
@@ -410,8 +417,12 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (exchange_.record().kind == OperationKind::kAllReduce) {
     at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
   }
-  const std::uint64_t number = ++begun_;
-  LeaveRole();
+  const Deadline now = clock_.At(ticks);
+  exchange_.SetTimes(now, now + at_once_.timeout);
+  at_once_.flight = flight_.Begun(exchange_.record(), now);
+  const std::uint64_t number = begun_.load(std::memory_order_relaxed) + 1;
+  begun_.store(number, std::memory_order_relaxed);  // one thread calls at a time
+  LeaveRole();                                      // a fence
   if (const Resting resting = resting_;
       resting == Resting::kSleeps || resting == Resting::kWatches) {
     Nudge();
@@ -425,27 +436,16 @@ Status TransportCommunicator::FinishAtOnce() {
   const Reduction* const reduction = at_once_.reduction ? &*at_once_.reduction : nullptr;
   const bool one_shot = AlgorithmOf(exchange_.record()) == Algorithm::kOneShot;
   Status status = exchange_.Trouble();
-  if (status.ok() && AgreeAtOnce(exchange_) && (one_shot || AllShowValues(exchange_))) {
+  if (!status.ok()) {
+  } else if (AgreeAtOnce(exchange_) && (one_shot || AllShowValues(exchange_))) {
     if (reduction != nullptr) {
       status = CombineShown(exchange_, at_once_.data, *reduction, one_shot ? 0 : BoardSlot::kNote);
     }
-    status = exchange_.End(status);
-    Heard();
-    if (status.ok()) {
-      counts_.Done(exchange_.record().kind, AlgorithmOf(exchange_.record()), at_once_.data.size());
-    }
-    flight_.Flown(exchange_.record(), status.ok(), heard_);
-    return status;
-  }
-  const Deadline now = std::chrono::steady_clock::now();
-  exchange_.SetTimes(now, now + at_once_.timeout);
-  const std::uint64_t flight = flight_.Queued(exchange_.record(), now);
-  flight_.Started(flight, exchange_.record(), now);
-  if (status.ok()) {
+  } else {
     status = one_shot ? FinishOneShot(exchange_, at_once_.data, reduction)
                       : FinishSharedAllReduce(exchange_, at_once_.data, *reduction);
   }
-  return EndTask(flight, AlgorithmOf(exchange_.record()),
+  return EndTask(at_once_.flight, AlgorithmOf(exchange_.record()),
                  static_cast<std::int64_t>(at_once_.data.size()), status);
 }
 

@@ -151,8 +151,8 @@ class TransportCommunicator final : public Communicator, private Driver {
   template <typename F>
   Status Contain(F f);
   void Hear();
-  void Heard();
-  bool MissedNews() const;
+  void Heard(std::uint64_t ticks);
+  bool MissedNews(std::uint64_t ticks) const;
   Status RunTask(Task& task);
   // `algorithm` ran, over `bytes`.
   Status EndTask(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes, Status status);
@@ -205,6 +205,7 @@ class TransportCommunicator final : public Communicator, private Driver {
     MutableBytes data;
     std::optional<Reduction> reduction;
     std::chrono::milliseconds timeout{0};
+    std::uint64_t flight = 0;  // its index in the flight record
   };
   AtOnce at_once_;
 

@@ -110,7 +110,7 @@ Status TransportCommunicator::RunJoin(Exchange& exchange, std::chrono::milliseco
     }
     const Deadline now = std::chrono::steady_clock::now();
     const std::uint64_t flight = flight_.Queued(*record, now);
-    Status status = exchange.Begin(*record, now, now + timeout);
+    Status status = exchange.Begin(OperationRecord(*record), now, now + timeout);
     flight_.Started(flight, exchange.record(), now);
     if (status.ok()) {
       status = exchange.AwaitRejects();

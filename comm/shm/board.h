@@ -82,9 +82,6 @@ class Board {
     if (!values.empty()) {
       std::memcpy(slot.data + BoardSlot::kNote, values.data(), values.size());
     }
-    for (const Region* r : regions_) {  // on its way here while this rank's lines are on theirs
-      __builtin_prefetch(&r->board[number % 2]);
-    }
     slot.number.store(number);
     shown_ = number;
     open_ = {};
@@ -94,12 +91,26 @@ class Board {
   // much for the next, which the others have read two operations ago, so that storing there then
   // waits for nobody.
   void Reclaim(std::uint64_t number, std::size_t bytes) {
-    constexpr std::size_t kLines = 32;
+    constexpr std::size_t kReclaimed = 16 * kLine;  // more of them delay what is read now
     const auto* const slot =
         reinterpret_cast<const std::byte*>(&region(rank_).board[(number + 1) % 2]);
-    const std::size_t end = std::min(BoardSlot::kHead + bytes, kLines * kLine);
+    const std::size_t end = std::min(BoardSlot::kHead + bytes, kReclaimed);
     for (std::size_t at = 0; at < end; at += kLine) {
       asm volatile("prefetchw %0" : : "m"(slot[at]));
+    }
+  }
+  // Once all have entered operation `number`: asks for the lines that the others show, all at once.
+  void Fetch(std::uint64_t number, std::size_t bytes) {
+    constexpr std::size_t kFetched = 64 * kLine;
+    for (int p = 0; p < size(); ++p) {
+      if (p != rank_) {
+        const auto* const slot =
+            reinterpret_cast<const std::byte*>(&region(p).board[number % 2]);
+        const std::size_t end = std::min(BoardSlot::kHead + bytes, kFetched);
+        for (std::size_t at = kLine; at < end; at += kLine) {
+          asm volatile("prefetcht0 %0" : : "m"(slot[at]));  // a builtin alone may be left out
+        }
+      }
     }
   }
   // Whether what all have shown for `number` was there until now. It is: who has given up an
