@@ -104,8 +104,7 @@ class Board {
     constexpr std::size_t kFetched = 64 * kLine;
     for (int p = 0; p < size(); ++p) {
       if (p != rank_) {
-        const auto* const slot =
-            reinterpret_cast<const std::byte*>(&region(p).board[number % 2]);
+        const auto* const slot = reinterpret_cast<const std::byte*>(&region(p).board[number % 2]);
         const std::size_t end = std::min(BoardSlot::kHead + bytes, kFetched);
         for (std::size_t at = kLine; at < end; at += kLine) {
           asm volatile("prefetcht0 %0" : : "m"(slot[at]));  // a builtin alone may be left out
