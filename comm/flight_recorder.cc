@@ -136,7 +136,6 @@ void FlightRecorder::Ended(std::uint64_t index, bool ok, Deadline at) {
 
 std::uint64_t FlightRecorder::Begun(const OperationRecord& record, Deadline at) {
   const std::uint64_t index = queued_.fetch_add(1, std::memory_order_relaxed) + 1;
-  last_started_.store(index, std::memory_order_release);
   Slot& s = slot(index);
   if (!Take(s.version)) {
     return index;
@@ -152,6 +151,7 @@ std::uint64_t FlightRecorder::Begun(const OperationRecord& record, Deadline at) 
   Set(s.words[kStartedAt], Ticks(at));
   Set(s.words[kEndedAt], 0);
   Give(s.version);
+  last_started_.store(index, std::memory_order_release);
   return index;
 }
 

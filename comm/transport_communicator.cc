@@ -107,7 +107,7 @@ Status TransportCommunicator::Contain(F f) {
 
 void TransportCommunicator::RunNext() {
   if (at_once_.under_way) {
-    outcomes_->Finish(outcomes_->finished() + 1, Contain([this] { return FinishAtOnce(); }));
+    outcomes_->Finish(outcomes_->finished() + 1, FinishAtOnce());
     return;
   }
   Task task;
@@ -158,7 +158,7 @@ Result<Algorithm> TransportCommunicator::Settle(Exchange& exchange, std::int64_t
 Status TransportCommunicator::EndTask(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes,
                                       Status status) {
   status = exchange_.End(status);
-  Heard(TickClock::Ticks());
+  Heard();
   if (status.ok()) {
     counts_.Done(exchange_.record().kind, algorithm, static_cast<std::uint64_t>(bytes));
   }
@@ -176,29 +176,32 @@ void TransportCommunicator::Hear() {
     exchange_.Idle(std::chrono::steady_clock::now());
     return {};
   });
-  Heard(TickClock::Ticks());
+  Heard();
   heard_ticks_ = ticks;
+  if (at_once_.under_way) {  // it was called before this rank was away: that is not its time
+    exchange_.SetTimes(heard_, heard_ + at_once_.timeout);
+  }
 }
 
-void TransportCommunicator::Heard(std::uint64_t ticks) {
-  heard_ticks_ = ticks;
-  heard_ = clock_.At(ticks);
+void TransportCommunicator::Heard() {
+  heard_ticks_ = TickClock::Ticks();
+  heard_ = clock_.At(heard_ticks_);
 }
 
-bool TransportCommunicator::MissedNews(std::uint64_t ticks) const {
-  return ticks - heard_ticks_ > kNewsTicks;
+bool TransportCommunicator::MissedNews() const {
+  return TickClock::Ticks() - heard_ticks_ > kNewsTicks;
 }
 
 void TransportCommunicator::Drive(std::uint64_t number) {
   for (int spins = 0; spins < kRoleSpins && !outcomes_->done(number); ++spins) {
     if (TakeRole()) {
       exchange_.transport().set_spin(kCallerSpin);
-      if (MissedNews(TickClock::Ticks())) {
+      if (MissedNews()) {
         Hear();
       }
       if (at_once_.under_way && outcomes_->finished() + 1 == number) {
-        outcomes_->Done(number, Contain([this] { return FinishAtOnce(); }));
-        LeaveRole();  // a fence
+        outcomes_->Settle(number, FinishAtOnce());
+        LeaveRole();  // a full fence
         outcomes_->WakeSleepers();
       } else {
         while (!outcomes_->done(number)) {
@@ -243,7 +246,7 @@ void TransportCommunicator::Run() {
     const bool had_role = TakeRole();
     if (had_role) {
       exchange_.transport().set_spin(kThreadSpin);
-      if (MissedNews(TickClock::Ticks())) {
+      if (MissedNews()) {
         Hear();
       }
       while (!AllDone()) {
@@ -395,8 +398,7 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (!TakeRole()) {
     return nullptr;
   }
-  const std::uint64_t ticks = TickClock::Ticks();
-  if (!exchange_.Well() || exchange_.gave_up() || MissedNews(ticks)) {
+  if (!exchange_.Well() || exchange_.gave_up() || MissedNews()) {
     LeaveRole();
     return nullptr;
   }
@@ -417,12 +419,12 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (exchange_.record().kind == OperationKind::kAllReduce) {
     at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
   }
-  const Deadline now = clock_.At(ticks);
+  const Deadline now = clock_.At(TickClock::Ticks());
   exchange_.SetTimes(now, now + at_once_.timeout);
   at_once_.flight = flight_.Begun(exchange_.record(), now);
   const std::uint64_t number = begun_.load(std::memory_order_relaxed) + 1;
   begun_.store(number, std::memory_order_relaxed);  // one thread calls at a time
-  LeaveRole();                                      // a fence
+  LeaveRole();                                      // a full fence
   if (const Resting resting = resting_;
       resting == Resting::kSleeps || resting == Resting::kWatches) {
     Nudge();
@@ -433,6 +435,14 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
 
 Status TransportCommunicator::FinishAtOnce() {
   at_once_.under_way = false;
+  Status status = Contain([this] { return RunAtOnce(); });
+  if (!status.ok()) {  // also where RunAtOnce was left by an exception
+    flight_.Ended(at_once_.flight, false, heard_);
+  }
+  return status;
+}
+
+Status TransportCommunicator::RunAtOnce() {
   const Reduction* const reduction = at_once_.reduction ? &*at_once_.reduction : nullptr;
   const bool one_shot = AlgorithmOf(exchange_.record()) == Algorithm::kOneShot;
   Status status = exchange_.Trouble();

@@ -120,6 +120,7 @@ class TransportCommunicator final : public Communicator, private Driver {
   std::unique_ptr<Work> BeginAtOnce(OperationRecord& record, Buffer buffer,
                                     const CollectiveOptions& options);
   Status FinishAtOnce();
+  Status RunAtOnce();
   Pending EnqueueGather(OperationKind kind, Buffer input, Buffer output,
                         std::vector<std::int64_t> counts, const CollectiveOptions& options);
   Pending EnqueueAllToAll(OperationKind kind, Buffer input, std::vector<std::int64_t> send_counts,
@@ -151,8 +152,8 @@ class TransportCommunicator final : public Communicator, private Driver {
   template <typename F>
   Status Contain(F f);
   void Hear();
-  void Heard(std::uint64_t ticks);
-  bool MissedNews(std::uint64_t ticks) const;
+  void Heard();
+  bool MissedNews() const;
   Status RunTask(Task& task);
   // `algorithm` ran, over `bytes`.
   Status EndTask(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes, Status status);
@@ -181,8 +182,9 @@ class TransportCommunicator final : public Communicator, private Driver {
   std::deque<Task> queue_;  // guarded by mutex_
   Status failure_;          // guarded by mutex_
 
-  // All sequentially consistent: whoever changes one and then looks at another is seen by whoever
-  // does it the other way round.
+  // Sequentially consistent, or (begun_ in BeginAtOnce) behind it the store to driven_, which is a
+  // full fence here (x86): whoever changes one and then looks at another is seen by whoever does it
+  // the other way round.
   enum class Resting : std::uint8_t {
     kNo,       // the thread will look whether there is something to do
     kNaps,     // it will within kNap
@@ -199,7 +201,7 @@ class TransportCommunicator final : public Communicator, private Driver {
   TickClock clock_;
   Deadline heard_;
   std::uint64_t heard_ticks_ = 0;
-  // An operation that the call began and RunNext finishes; the driver's.
+  // An operation that the call began and the next driver finishes; the driver's.
   struct AtOnce {
     bool under_way = false;
     MutableBytes data;

@@ -18,22 +18,18 @@
 
 namespace cohort {
 
-// Thread rules: Finish and Done by one thread at a time, all else from any.
+// Thread rules: Finish and Settle by one thread at a time, all else from any.
 class Outcomes {
  public:
   // Operation `number` is done: the one after the last that was.
   void Finish(std::uint64_t number, Status status) {
-    Done(number, std::move(status));
-    std::atomic_thread_fence(std::memory_order_seq_cst);
+    Keep(number, std::move(status));
+    finished_ = number;
     WakeSleepers();
   }
-  // Finish in two halves, for who has a fence in between anyway.
-  void Done(std::uint64_t number, Status status) {
-    if (!status.ok()) {
-      const std::lock_guard lock(mutex_);
-      failed_.emplace(number, std::move(status));
-      any_failed_ = true;
-    }
+  // Finish in two halves, for who has a full fence to pass in between anyway.
+  void Settle(std::uint64_t number, Status status) {
+    Keep(number, std::move(status));
     finished_.store(number, std::memory_order_release);
   }
   void WakeSleepers() {
@@ -65,7 +61,16 @@ class Outcomes {
   }
 
  private:
-  // Sequentially consistent: whoever goes to sleep is seen by Finish, or sees what that stored.
+  void Keep(std::uint64_t number, Status status) {
+    if (!status.ok()) {
+      const std::lock_guard lock(mutex_);
+      failed_.emplace(number, std::move(status));
+      any_failed_ = true;
+    }
+  }
+
+  // Whoever goes to sleep says so and then looks at what is finished; whoever finishes stores that,
+  // and after a full fence looks for sleepers: one of them sees the other.
   std::atomic<std::uint64_t> finished_ = 0;
   std::atomic<int> sleepers_ = 0;
   std::atomic<bool> any_failed_ = false;

@@ -91,8 +91,8 @@ Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& redu
                     std::size_t at) {
   Board& board = *exchange.transport().board();
   exchange.transport().Count(data.size(), data.size() * static_cast<std::size_t>(board.size() - 1));
-  board.Fetch(exchange.record().sequence, data.size());
-  board.Reclaim(exchange.record().sequence, data.size());
+  board.Fetch(exchange.record().sequence, at + data.size());
+  board.Reclaim(exchange.record().sequence, at + data.size());
   std::array<const std::byte*, kMostRanks> sources;
   for (int p = 0; p < board.size(); ++p) {
     const BoardSlot* const slot = board.Look(p, exchange.record().sequence);

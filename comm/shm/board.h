@@ -99,7 +99,8 @@ class Board {
       asm volatile("prefetchw %0" : : "m"(slot[at]));
     }
   }
-  // Once all have entered operation `number`: asks for the lines that the others show, all at once.
+  // Once all have entered operation `number`: asks for the lines that the others show, for the
+  // first of them where there are many, all at once.
   void Fetch(std::uint64_t number, std::size_t bytes) {
     constexpr std::size_t kFetched = 64 * kLine;
     for (int p = 0; p < size(); ++p) {

@@ -45,6 +45,41 @@ TEST(FlightRecorder, KeepsTheLastOperationsAndHowFarTheyCame) {
   EXPECT_EQ(recorder.Entries().front().state, FlightState::kFailed);
 }
 
+// In a slot that had a longer name, a pair's number and an end.
+TEST(FlightRecorder, AnOperationMayBeginAsItIsCalled) {
+  FlightRecorder recorder;
+  const Deadline now = std::chrono::steady_clock::now();
+  for (std::size_t i = 1; i <= FlightRecorder::kOperations; ++i) {
+    OperationRecord record = Named("a longer name than the next", 1);
+    record.pair_sequence = 9;
+    const std::uint64_t index = recorder.Queued(record, now);
+    recorder.Started(index, record, now);
+    recorder.Ended(index, true, now);
+  }
+  OperationRecord record = Named("short", 5);
+  record.sequence = 77;
+  record.generation = 3;
+  const std::uint64_t index = recorder.Begun(record, now);
+  EXPECT_EQ(index, FlightRecorder::kOperations + 1);
+  std::optional<FlightEntry> last = recorder.Last();
+  ASSERT_TRUE(last);
+  EXPECT_EQ(last->index, index);
+  EXPECT_EQ(last->record.name, "short");
+  EXPECT_EQ(last->record.count, 5);
+  EXPECT_EQ(last->record.sequence, 77U);
+  EXPECT_EQ(last->record.pair_sequence, 0U);
+  EXPECT_EQ(last->record.generation, 3U);
+  EXPECT_EQ(last->state, FlightState::kStarted);
+  EXPECT_EQ(last->queued, now);
+  EXPECT_EQ(last->started, now);
+  EXPECT_EQ(last->ended, Deadline());
+  recorder.Ended(index, false, now);
+  last = recorder.Last();
+  ASSERT_TRUE(last);
+  EXPECT_EQ(last->state, FlightState::kFailed);
+  EXPECT_EQ(last->ended, now);
+}
+
 TEST(FlightRecorder, LongAndStrangeNamesAreDumpedAsJson) {
   FlightRecorder recorder;
   const Deadline now = std::chrono::steady_clock::now();

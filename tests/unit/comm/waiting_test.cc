@@ -2,14 +2,16 @@
 #include <cohort/comm/local.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
-#include <gtest/gtest.h>
+#include <gmock/gmock.h>
 #include <time.h>
 
 #include <chrono>
 #include <functional>
 #include <future>
 #include <memory>
+#include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "testing/memory_store.h"
@@ -74,6 +76,72 @@ TEST_P(WaitingRanks, TakeNoCore) {
     RecordProperty("cpu_us_" + std::to_string(count), static_cast<int>(used.count() / 1000));
     EXPECT_LT(used, kRanks * kWait / 50) << count << " elements: more than 2% of a core for each";
   }
+}
+
+// A small operation that one thread drives and another sleeps for: who ends it wakes who sleeps.
+TEST_P(WaitingRanks, AreWokenByWhoeverDrives) {
+  constexpr int kRounds = 2000;
+  static constexpr auto kPatience = std::chrono::seconds(20);
+  const std::vector<Status> statuses = RunOver(GetParam(), [](Communicator& comm) -> Status {
+    for (int round = 0; round < kRounds; ++round) {
+      float value = 1;
+      if (comm.rank() == 1 && round % 4 != 0) {  // late by 0 to 96 us
+        const Deadline until =
+            std::chrono::steady_clock::now() + std::chrono::microseconds(round % 97);
+        while (std::chrono::steady_clock::now() < until) {
+        }
+      }
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Work> work,
+                              comm.AllReduce(std::span(&value, 1), ReduceOp::kSum, {.name = "x"}));
+      std::future<Status> sleeper =
+          std::async(std::launch::async, [&] { return work->Wait(DeadlineAfter(kPatience)); });
+      COHORT_RETURN_IF_ERROR(work->Wait());
+      COHORT_RETURN_IF_ERROR(sleeper.get());
+      if (value != kRanks) {
+        return Internal("a wrong sum in round " + std::to_string(round));
+      }
+    }
+    return {};
+  });
+  EXPECT_THAT(statuses, ::testing::Each(OkStatus()));
+}
+
+// What a rank has called it is in, whether it waits for it or not, and nobody has to: the
+// communicator's thread ends it.
+TEST_P(WaitingRanks, AreInWhatTheyHaveCalled) {
+  std::promise<void> told;
+  const std::vector<Status> statuses = RunOver(GetParam(), [&](Communicator& comm) -> Status {
+    float value = 1;
+    if (comm.rank() == 1) {
+      told.get_future().wait_for(std::chrono::seconds(20));
+    }
+    const Deadline before = std::chrono::steady_clock::now() - milliseconds(1);
+    COHORT_RETURN_IF_ERROR(
+        comm.AllReduce(std::span(&value, 1), ReduceOp::kSum, {.name = "x"}).status());
+    const Deadline until = DeadlineAfter(std::chrono::seconds(20));
+    if (comm.rank() == 0) {
+      OperationProgress progress = comm.progress();
+      while (!progress.under_way && std::chrono::steady_clock::now() < until) {
+        progress = comm.progress();
+      }
+      EXPECT_TRUE(progress.under_way);
+      EXPECT_EQ(progress.sequence, 1U);
+      EXPECT_EQ(progress.operation, "AllReduce 'x' float32[1]");
+      EXPECT_GE(progress.since, before);
+      told.set_value();
+    }
+    const auto ended = [&] {
+      const OperationProgress progress = comm.progress();
+      return progress.sequence == 1 && !progress.under_way;
+    };
+    while (!ended() && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+    EXPECT_TRUE(ended());
+    EXPECT_EQ(value, kRanks);
+    return {};
+  });
+  EXPECT_THAT(statuses, ::testing::Each(OkStatus()));
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, WaitingRanks, ::testing::Values("local", "shm", "tcp"),
