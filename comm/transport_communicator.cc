@@ -159,6 +159,11 @@ Status TransportCommunicator::EndTask(std::uint64_t flight, Algorithm algorithm,
                                       Status status) {
   status = exchange_.End(status);
   Heard();
+  return Enter(flight, algorithm, bytes, status);
+}
+
+Status TransportCommunicator::Enter(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes,
+                                    const Status& status) {
   if (status.ok()) {
     counts_.Done(exchange_.record().kind, algorithm, static_cast<std::uint64_t>(bytes));
   }
@@ -178,9 +183,6 @@ void TransportCommunicator::Hear() {
   });
   Heard();
   heard_ticks_ = ticks;
-  if (at_once_.under_way) {  // it was called before this rank was away: that is not its time
-    exchange_.SetTimes(heard_, heard_ + at_once_.timeout);
-  }
 }
 
 void TransportCommunicator::Heard() {
@@ -188,22 +190,22 @@ void TransportCommunicator::Heard() {
   heard_ = clock_.At(heard_ticks_);
 }
 
-bool TransportCommunicator::MissedNews() const {
-  return TickClock::Ticks() - heard_ticks_ > kNewsTicks;
+bool TransportCommunicator::MissedNews(std::uint64_t ticks) const {
+  return ticks - heard_ticks_ > kNewsTicks;
 }
 
 void TransportCommunicator::Drive(std::uint64_t number) {
   for (int spins = 0; spins < kRoleSpins && !outcomes_->done(number); ++spins) {
     if (TakeRole()) {
       exchange_.transport().set_spin(kCallerSpin);
-      if (MissedNews()) {
-        Hear();
-      }
       if (at_once_.under_way && outcomes_->finished() + 1 == number) {
         outcomes_->Settle(number, FinishAtOnce());
         LeaveRole();  // a full fence
         outcomes_->WakeSleepers();
       } else {
+        if (MissedNews(TickClock::Ticks())) {
+          Hear();
+        }
         while (!outcomes_->done(number)) {
           RunNext();
         }
@@ -246,7 +248,7 @@ void TransportCommunicator::Run() {
     const bool had_role = TakeRole();
     if (had_role) {
       exchange_.transport().set_spin(kThreadSpin);
-      if (MissedNews()) {
+      if (MissedNews(TickClock::Ticks())) {
         Hear();
       }
       while (!AllDone()) {
@@ -398,13 +400,16 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (!TakeRole()) {
     return nullptr;
   }
-  if (!exchange_.Well() || exchange_.gave_up() || MissedNews()) {
+  at_once_.ticks = TickClock::Ticks();
+  if (!exchange_.Well() || exchange_.gave_up() || MissedNews(at_once_.ticks)) {
     LeaveRole();
     return nullptr;
   }
+  at_once_.called = clock_.At(at_once_.ticks);
   at_once_.timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
-  const Status begun = Contain(
-      [&] { return exchange_.Begin(std::move(record), heard_, heard_ + at_once_.timeout); });
+  const Status begun = Contain([&] {
+    return exchange_.Begin(std::move(record), at_once_.called, at_once_.called + at_once_.timeout);
+  });
   at_once_.under_way = true;
   at_once_.data = BytesOf(buffer);
   if (begun.ok()) {
@@ -419,9 +424,7 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (exchange_.record().kind == OperationKind::kAllReduce) {
     at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
   }
-  const Deadline now = clock_.At(TickClock::Ticks());
-  exchange_.SetTimes(now, now + at_once_.timeout);
-  at_once_.flight = flight_.Begun(exchange_.record(), now);
+  at_once_.flight = flight_.Begun(exchange_.record(), at_once_.called);
   const std::uint64_t number = begun_.load(std::memory_order_relaxed) + 1;
   begun_.store(number, std::memory_order_relaxed);  // one thread calls at a time
   LeaveRole();                                      // a full fence
@@ -451,7 +454,16 @@ Status TransportCommunicator::RunAtOnce() {
     if (reduction != nullptr) {
       status = CombineShown(exchange_, at_once_.data, *reduction, one_shot ? 0 : BoardSlot::kNote);
     }
+    status = exchange_.End(status);
+    heard_ = at_once_.called;  // it took no time, as a rule
+    heard_ticks_ = at_once_.ticks;
+    return Enter(at_once_.flight, AlgorithmOf(exchange_.record()),
+                 static_cast<std::int64_t>(at_once_.data.size()), status);
   } else {
+    if (MissedNews(TickClock::Ticks())) {  // what came since the call is no time of its own
+      Hear();
+      exchange_.SetTimes(heard_, heard_ + at_once_.timeout);
+    }
     status = one_shot ? FinishOneShot(exchange_, at_once_.data, reduction)
                       : FinishSharedAllReduce(exchange_, at_once_.data, *reduction);
   }

@@ -153,10 +153,12 @@ class TransportCommunicator final : public Communicator, private Driver {
   Status Contain(F f);
   void Hear();
   void Heard();
-  bool MissedNews() const;
+  bool MissedNews(std::uint64_t ticks) const;
   Status RunTask(Task& task);
   // `algorithm` ran, over `bytes`.
   Status EndTask(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes, Status status);
+  // Of one that has ended: its statistics and its flight record.
+  Status Enter(std::uint64_t flight, Algorithm algorithm, std::int64_t bytes, const Status& status);
   void Drive(std::uint64_t number) override;
   void Leave(std::uint64_t number) override;
 
@@ -207,6 +209,8 @@ class TransportCommunicator final : public Communicator, private Driver {
     MutableBytes data;
     std::optional<Reduction> reduction;
     std::chrono::milliseconds timeout{0};
+    std::uint64_t ticks = 0;
+    Deadline called;           // at these ticks
     std::uint64_t flight = 0;  // its index in the flight record
   };
   AtOnce at_once_;
