@@ -214,12 +214,32 @@ class Collector {
   std::vector<std::size_t> copied_;
 };
 
+// Lines that this core is about to read and then write: to fetch them for both at once halves how
+// often they cross from core to core.
+void Claim(const std::byte* at, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += kLine) {
+    asm volatile("prefetchw %0" : : "m"(at[i]));
+  }
+}
+
+// Calls block(at, bytes) for all of `total` bytes, one after the other, and claim(at, bytes) for
+// each block while the one before it is worked on.
+template <typename Claims, typename Block>
+void InBlocks(std::size_t total, Claims claim, Block block) {
+  constexpr std::size_t kBlock = Reduction::kBlockBytes;
+  claim(0, std::min(kBlock, total));
+  for (std::size_t at = 0; at < total; at += kBlock) {
+    const std::size_t next = std::min(at + kBlock, total);
+    claim(next, std::min(kBlock, total - next));
+    block(at, next - at);
+  }
+}
+
 // Private memory. What is on the board is combined there. Else round s passes segment s of all
 // chunks, through one of three slots in turns: each rank gives its shares of the others' segments
-// (one round ahead), reduces its own segment from what is given and shows the result, and takes the
-// others' results (one round later), so that what it waits for is there as a rule. A slot is
-// written again when its readers have gone on: who has shown round s needs no share of it, and who
-// has given round s + 3 has taken the results.
+// (one round ahead), reduces its own segment from what is given, puts the result in the place of
+// each share, and takes those of its own shares (one round later), so that what it waits for is
+// there as a rule. A slot is written again by whoever has just taken from it.
 Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
                        const Reduction& reduction) {
   if (AllShowValues(exchange)) {
@@ -235,25 +255,23 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
   const int n = exchange.size();
   const int rank = exchange.rank();
   const auto at = [](int i) { return static_cast<std::size_t>(i); };
-  const std::size_t stage_bytes = kSlots * at(n + 1) * kStagedSegmentBytes;
+  const std::size_t stage_bytes = kSlots * at(n) * kStagedSegmentBytes;
   COHORT_ASSIGN_OR_RETURN(const MutableBytes stage, board.Staging(stage_bytes));
-  // The share for rank p, or, with p = n, the result.
+  // Of the share for rank p.
   const auto place = [&](std::size_t round, int p) {
-    return (round % kSlots * at(n + 1) + at(p)) * kStagedSegmentBytes;
+    return (round % kSlots * at(n) + at(p)) * kStagedSegmentBytes;
   };
   const auto segment = [&](int p, std::size_t round) {
     return SegmentOf(shared, Chunk(data, p, n, reduction.element_bytes()), round);
   };
-  const auto put = [&](std::size_t round, int p, Bytes bytes) {
-    std::memcpy(stage.data() + place(round, p), bytes.data(), bytes.size());
-  };
-  // Parts done, in order: given 0, given 1, shown 0, given 2, shown 1, ...
+  // Parts done, in order: given 0, given 1, put 0, given 2, put 1, ...
   const auto given = [](std::size_t round) { return round == 0 ? 1 : 2 * round; };
-  const auto shown = [](std::size_t round) { return 2 * round + 3; };
+  const auto put = [](std::size_t round) { return 2 * round + 3; };
   const auto give = [&](std::size_t round) {
     for (int step = 1; step < n; ++step) {
-      const int p = (rank + step) % n;
-      put(round, p, segment(p, round));
+      const int p = Peer(shared, step);
+      const MutableBytes share = segment(p, round);
+      std::memcpy(stage.data() + place(round, p), share.data(), share.size());
     }
     shared.Finished(given(round));
   };
@@ -261,7 +279,7 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
   const std::size_t rounds = shared.SegmentsOf(Chunk(data, 0, n, reduction.element_bytes()).size());
   give(0);
   COHORT_RETURN_IF_ERROR(shared.AwaitAll(given(0)));
-  std::vector<const std::byte*> stages;
+  std::vector<std::byte*> stages;
   for (int p = 0; p < n; ++p) {
     stages.push_back(p == rank ? stage.data() : board.StagingOf(p, stage_bytes));
     if (stages.back() == nullptr) {
@@ -270,15 +288,20 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
     }
   }
   const auto take = [&](std::size_t round) -> Status {
-    COHORT_RETURN_IF_ERROR(shared.AwaitAll(shown(round)));
+    COHORT_RETURN_IF_ERROR(shared.AwaitAll(put(round)));
     for (int step = 1; step < n; ++step) {
-      const int p = (rank + step) % n;
+      const int p = Peer(shared, step);
       const MutableBytes theirs = segment(p, round);
-      COHORT_RETURN_IF_ERROR(shared.Read(
-          [&] { std::memcpy(theirs.data(), stages[at(p)] + place(round, n), theirs.size()); }));
+      const std::byte* const share = stage.data() + place(round, p);
+      InBlocks(
+          theirs.size(), [&](std::size_t from, std::size_t bytes) { Claim(share + from, bytes); },
+          [&](std::size_t from, std::size_t bytes) {
+            std::memcpy(theirs.data() + from, share + from, bytes);
+          });
     }
     return {};
   };
+  std::vector<std::byte*> shares(at(n));  // nullptr: this rank's own
   std::vector<const std::byte*> sources(at(n));
   for (std::size_t round = 0; round < rounds; ++round) {
     if (round + 1 < rounds) {
@@ -286,14 +309,33 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
     }
     const MutableBytes mine = segment(rank, round);
     for (int p = 0; p < n; ++p) {
-      sources[at(p)] = p == rank ? mine.data() : stages[at(p)] + place(round, rank);
+      shares[at(p)] = p == rank ? nullptr : stages[at(p)] + place(round, rank);
     }
+    const auto others = [&](const auto& f) {
+      for (std::byte* const share : shares) {
+        if (share != nullptr) {
+          f(share);
+        }
+      }
+    };
     COHORT_RETURN_IF_ERROR(shared.AwaitAll(given(round)));
-    COHORT_RETURN_IF_ERROR(
-        shared.Read([&] { CombineCanonically(reduction, mine.data(), sources, mine.size()); }));
-    reduction.Finish(mine.data(), mine.size(), n);
-    put(round, n, mine);
-    shared.Finished(shown(round));
+    COHORT_RETURN_IF_ERROR(shared.Write([&] {
+      InBlocks(
+          mine.size(),
+          [&](std::size_t from, std::size_t bytes) {
+            others([&](const std::byte* share) { Claim(share + from, bytes); });
+          },
+          [&](std::size_t from, std::size_t bytes) {
+            std::byte* const result = mine.data() + from;
+            for (int p = 0; p < n; ++p) {
+              sources[at(p)] = p == rank ? result : shares[at(p)] + from;
+            }
+            CombineCanonically(reduction, result, sources, bytes);
+            reduction.Finish(result, bytes, n);
+            others([&](std::byte* share) { std::memcpy(share + from, result, bytes); });
+          });
+    }));
+    shared.Finished(put(round));
     if (round > 0) {
       COHORT_RETURN_IF_ERROR(take(round - 1));
     }

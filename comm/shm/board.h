@@ -162,8 +162,9 @@ class Board {
     }
     return staging_->bytes().first(bytes);
   }
-  // That of another, which has progressed in the operation under way.
-  const std::byte* StagingOf(int rank, std::size_t bytes) const {
+  // That of another, which has progressed in the operation under way. Others may write there too,
+  // in turns that they agree on: what an operation that fails leaves there is used by none.
+  std::byte* StagingOf(int rank, std::size_t bytes) const {
     return Resolve(rank, region(rank).staging, bytes);
   }
 
