@@ -23,7 +23,7 @@ using std::chrono::milliseconds;
 constexpr auto kCallerSpin = microseconds(50);  // about twice what waking a thread takes
 constexpr auto kThreadSpin = microseconds(5);
 constexpr int kRoleSpins = 200;  // a few microseconds: the thread holds the role briefly
-constexpr Duration kNap = microseconds(500);
+constexpr Duration kLeastPatience = microseconds(500);
 constexpr Duration kLongestNap = milliseconds(16);
 constexpr auto kActive = milliseconds(20);  // naps go on for so long after the last call
 constexpr auto kWatch = milliseconds(1000);
@@ -54,7 +54,8 @@ TransportCommunicator::TransportCommunicator(TransportCommunicatorParts parts,
       shares_(size_ > 1 && HasShared(exchange_.transport())),
       cost_(options_.cost, shared_memory_),
       counts_(options_.metrics),
-      nap_(kNap),
+      patience_(kLeastPatience),
+      nap_(kLeastPatience),
       thread_([this] { Run(); }) {}
 
 TransportCommunicator::~TransportCommunicator() {
@@ -252,6 +253,7 @@ void TransportCommunicator::Run() {
         Hear();
       }
       while (!AllDone()) {
+        ran_ = true;
         RunNext();
       }
       if (stopping_) {
@@ -277,12 +279,14 @@ void TransportCommunicator::Sleep(bool had_role) {
   if (begun != seen_) {
     seen_ = begun;
     active_until_ = now + kActive;
-    nap_ = kNap;
+    patience_ = ran_ ? kLeastPatience : std::min(2 * patience_, kLongestNap);
+    nap_ = patience_;
+    ran_ = false;
   } else if (!had_role) {  // somebody drives an operation that takes long
     nap_ = std::min(2 * nap_, kLongestNap);
   }
   const bool watch = had_role && now >= active_until_;
-  resting_ = watch ? Resting::kWatches : nap_ == kNap ? Resting::kNaps : Resting::kSleeps;
+  resting_ = watch ? Resting::kWatches : nap_ == patience_ ? Resting::kNaps : Resting::kSleeps;
   if (begun_ == begun && !nudged_) {
     if (watch) {
       exchange_.transport().Watch(now + kWatch);

@@ -189,7 +189,7 @@ class TransportCommunicator final : public Communicator, private Driver {
   // the other way round.
   enum class Resting : std::uint8_t {
     kNo,       // the thread will look whether there is something to do
-    kNaps,     // it will within kNap
+    kNaps,     // it will within its patience with callers who are about to wait
     kSleeps,   // it will some time
     kWatches,  // it will when the transport has something
   };
@@ -219,6 +219,11 @@ class TransportCommunicator final : public Communicator, private Driver {
   std::condition_variable nudge_;  // with mutex_
   std::uint64_t seen_ = 0;         // begun_ when it last looked
   Deadline active_until_;
+  // How long it leaves to its caller what that has called: more each time that callers have done
+  // all there was, since each look takes the core from somebody; the least again where it found
+  // something to run.
+  Duration patience_;
+  bool ran_ = false;  // something, since it last looked for what had been called
   Duration nap_;
   std::thread thread_;
 };

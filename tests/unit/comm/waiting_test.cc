@@ -6,11 +6,14 @@
 #include <time.h>
 
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <future>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -52,6 +55,25 @@ nanoseconds ProcessorTime() {
 Status WaitFor(Communicator::Pending pending) {
   COHORT_RETURN_IF_ERROR(pending.status());
   return pending.value()->Wait();
+}
+
+// How often this process's threads of that name have slept so far.
+int TimesAsleep(const std::string& thread) {
+  int times = 0;
+  for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+    std::ifstream name(task.path() / "comm");
+    std::string text;
+    if (std::getline(name, text) && text == thread) {
+      std::ifstream status(task.path() / "status");
+      while (std::getline(status, text)) {
+        constexpr std::string_view kKey = "voluntary_ctxt_switches:";
+        if (text.starts_with(kKey)) {
+          times += std::stoi(text.substr(kKey.size()));
+        }
+      }
+    }
+  }
+  return times;
 }
 
 class WaitingRanks : public ::testing::TestWithParam<std::string> {};
@@ -101,6 +123,48 @@ TEST_P(WaitingRanks, AreWokenByWhoeverDrives) {
         return Internal("a wrong sum in round " + std::to_string(round));
       }
     }
+    return {};
+  });
+  EXPECT_THAT(statuses, ::testing::Each(OkStatus()));
+}
+
+// Callers who wait for all they call, as training does, keep their core for themselves: the
+// communicator's thread looks less and less often whether it is needed. It is there all the same
+// when it is.
+TEST_P(WaitingRanks, LeaveTheCoreToCallersWhoWait) {
+  static constexpr int kFirst = 100;
+  static constexpr int kRounds = 300;
+  static constexpr int kMost = (kRounds - kFirst) / 2;  // it would be two for each, of 1 ms and more
+  const std::vector<Status> statuses = RunOver(GetParam(), [](Communicator& comm) -> Status {
+    int before = 0;
+    float value = 1;
+    for (int round = 0; round < kRounds; ++round) {
+      if (round == kFirst) {
+        before = TimesAsleep("comm-0");
+      }
+      value = 1;
+      COHORT_RETURN_IF_ERROR(
+          WaitFor(comm.AllReduce(std::span(&value, 1), ReduceOp::kSum, {.name = "x"})));
+      const Deadline until = std::chrono::steady_clock::now() + milliseconds(1);
+      while (std::chrono::steady_clock::now() < until) {
+      }
+    }
+    if (comm.rank() == 0) {
+      EXPECT_LE(TimesAsleep("comm-0") - before, kMost);
+    }
+    value = 1;
+    COHORT_RETURN_IF_ERROR(
+        comm.AllReduce(std::span(&value, 1), ReduceOp::kSum, {.name = "x"}).status());
+    const Deadline until = DeadlineAfter(std::chrono::seconds(20));
+    const auto ended = [&] {
+      const OperationProgress progress = comm.progress();
+      return progress.sequence == kRounds + 1 && !progress.under_way;
+    };
+    while (!ended() && std::chrono::steady_clock::now() < until) {
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+    EXPECT_TRUE(ended());
+    EXPECT_EQ(value, kRanks);
     return {};
   });
   EXPECT_THAT(statuses, ::testing::Each(OkStatus()));

@@ -12,7 +12,8 @@
 // the operation from the call until the Work is done. Operations of one communicator run one after
 // the other, in call order: on the thread that waits for them in Work::Wait(), else on the
 // communicator's own. That starts an operation at once if it has a stream or others are before it;
-// one that looks as if its caller will wait at once is given half a millisecond for that.
+// one that looks as if its caller will wait at once is given half a millisecond for that, and up to
+// 16 where callers have always waited at once.
 //
 // Thread rules: calls on one communicator from one thread at a time; different communicators from
 // different threads.
