@@ -134,7 +134,8 @@ TEST_P(WaitingRanks, AreWokenByWhoeverDrives) {
 TEST_P(WaitingRanks, LeaveTheCoreToCallersWhoWait) {
   static constexpr int kFirst = 100;
   static constexpr int kRounds = 300;
-  static constexpr int kMost = (kRounds - kFirst) / 2;  // it would be two for each, of 1 ms and more
+  static constexpr int kMost =
+      (kRounds - kFirst) / 2;  // it would be two for each, of 1 ms and more
   const std::vector<Status> statuses = RunOver(GetParam(), [](Communicator& comm) -> Status {
     int before = 0;
     float value = 1;
