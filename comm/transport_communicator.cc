@@ -184,6 +184,9 @@ void TransportCommunicator::Hear() {
   });
   Heard();
   heard_ticks_ = ticks;
+  if (at_once_.under_way) {  // it was called before this rank was away: that is not its time
+    exchange_.SetTimes(heard_, heard_ + at_once_.timeout);
+  }
 }
 
 void TransportCommunicator::Heard() {
@@ -404,16 +407,15 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (!TakeRole()) {
     return nullptr;
   }
-  at_once_.ticks = TickClock::Ticks();
-  if (!exchange_.Well() || exchange_.gave_up() || MissedNews(at_once_.ticks)) {
+  const std::uint64_t ticks = TickClock::Ticks();
+  if (!exchange_.Well() || exchange_.gave_up() || MissedNews(ticks)) {
     LeaveRole();
     return nullptr;
   }
-  at_once_.called = clock_.At(at_once_.ticks);
+  const Deadline called = clock_.At(ticks);
   at_once_.timeout = options.timeout.count() > 0 ? options.timeout : options_.timeout;
-  const Status begun = Contain([&] {
-    return exchange_.Begin(std::move(record), at_once_.called, at_once_.called + at_once_.timeout);
-  });
+  const Status begun = Contain(
+      [&] { return exchange_.Begin(std::move(record), called, called + at_once_.timeout); });
   at_once_.under_way = true;
   at_once_.data = BytesOf(buffer);
   if (begun.ok()) {
@@ -428,7 +430,7 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
   if (exchange_.record().kind == OperationKind::kAllReduce) {
     at_once_.reduction.emplace(buffer.dtype, exchange_.record().reduce_op);
   }
-  at_once_.flight = flight_.Begun(exchange_.record(), at_once_.called);
+  at_once_.flight = flight_.Begun(exchange_.record(), called);
   const std::uint64_t number = begun_.load(std::memory_order_relaxed) + 1;
   begun_.store(number, std::memory_order_relaxed);  // one thread calls at a time
   LeaveRole();                                      // a full fence
@@ -441,8 +443,8 @@ std::unique_ptr<Work> TransportCommunicator::BeginAtOnce(OperationRecord& record
 }
 
 Status TransportCommunicator::FinishAtOnce() {
-  at_once_.under_way = false;
   Status status = Contain([this] { return RunAtOnce(); });
+  at_once_.under_way = false;
   if (!status.ok()) {  // also where RunAtOnce was left by an exception
     flight_.Ended(at_once_.flight, false, heard_);
   }
@@ -452,6 +454,8 @@ Status TransportCommunicator::FinishAtOnce() {
 Status TransportCommunicator::RunAtOnce() {
   const Reduction* const reduction = at_once_.reduction ? &*at_once_.reduction : nullptr;
   const bool one_shot = AlgorithmOf(exchange_.record()) == Algorithm::kOneShot;
+  const std::uint64_t ticks = TickClock::Ticks();
+  const bool missed_news = MissedNews(ticks);
   Status status = exchange_.Trouble();
   if (!status.ok()) {
   } else if (AgreeAtOnce(exchange_) && (one_shot || AllShowValues(exchange_))) {
@@ -459,14 +463,13 @@ Status TransportCommunicator::RunAtOnce() {
       status = CombineShown(exchange_, at_once_.data, *reduction, one_shot ? 0 : BoardSlot::kNote);
     }
     status = exchange_.End(status);
-    heard_ = at_once_.called;  // it took no time, as a rule
-    heard_ticks_ = at_once_.ticks;
+    heard_ = clock_.At(ticks);  // all were there, or nearly so
+    heard_ticks_ = ticks;
     return Enter(at_once_.flight, AlgorithmOf(exchange_.record()),
                  static_cast<std::int64_t>(at_once_.data.size()), status);
   } else {
-    if (MissedNews(TickClock::Ticks())) {  // what came since the call is no time of its own
+    if (missed_news) {
       Hear();
-      exchange_.SetTimes(heard_, heard_ + at_once_.timeout);
     }
     status = one_shot ? FinishOneShot(exchange_, at_once_.data, reduction)
                       : FinishSharedAllReduce(exchange_, at_once_.data, *reduction);

@@ -209,8 +209,6 @@ class TransportCommunicator final : public Communicator, private Driver {
     MutableBytes data;
     std::optional<Reduction> reduction;
     std::chrono::milliseconds timeout{0};
-    std::uint64_t ticks = 0;
-    Deadline called;           // at these ticks
     std::uint64_t flight = 0;  // its index in the flight record
   };
   AtOnce at_once_;

@@ -16,7 +16,7 @@
 namespace cohort {
 namespace {
 
-constexpr std::size_t kLeastSegmentBytes = 4 << 10;  // fewer than Board::kLeft of any buffer
+constexpr std::size_t kLeastSegmentBytes = 4 << 10;  // so fewer than Board::kLeft up to 32 GiB
 constexpr int kSpins = 400;                          // looks before the transport's own waiting
 
 // Where a rank's buffer is here; what of it others may write to.
@@ -248,6 +248,7 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
   constexpr std::size_t kSlots = 3;
   shared.PassSegmentsOf(kStagedSegmentBytes);
   Board& board = *exchange.transport().board();
+  board.Close();  // nobody writes to the buffer itself, where this rank has lent it
   const std::size_t moved =
       2 * (data.size() -
            Chunk(data, exchange.rank(), exchange.size(), reduction.element_bytes()).size());

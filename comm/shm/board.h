@@ -153,7 +153,9 @@ class Board {
     return {first, bytes - std::min(bytes - first, (loan.offset + bytes) % kPage)};
   }
 
-  // Memory of this rank that others read, to pass private memory through: the same at each call.
+  // Memory of this rank that others read and write, to pass private memory through: the same at
+  // each call. A failure does not call it back: it is final, and nothing is passed through it any
+  // more.
   Result<MutableBytes> Staging(std::size_t bytes) {
     if (staging_ == nullptr || staging_->bytes().size() < bytes) {
       Require(segments_ != nullptr, "threads need no staging");
@@ -192,7 +194,8 @@ class Board {
   bool Write(std::uint64_t number, F write) {
     return While(region(rank_).writing, number, write);
   }
-  // What this rank has shown is not to be used any more: nobody writes there after this. Threads
+  // What this rank has shown is not to be used any more: nobody writes there after this (but to its
+  // staging memory). Threads
   // are waited for that are reading it; a process may be stopped while it reads, and what it has
   // mapped stays. One that is stopped, or has ended, while it writes is waited for a moment; then
   // what is open gets memory of its own at its place, which holds zeros, and is private from then

@@ -1,5 +1,5 @@
 // SharedSegments: memory that one process allocates and its peers on the host map, to read, and to
-// write there where they are let (Board::Open).
+// write there where they are let (Board::Open, Board::Staging).
 //
 // A segment is a memfd: it has no name, and goes with the last process that maps it, however that
 // ends. Its descriptor travels over the socket to each peer before the first loan that lies in it.

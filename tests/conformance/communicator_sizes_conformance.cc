@@ -33,7 +33,8 @@ std::set<std::int64_t> CountsAroundThresholds(std::int64_t ranks, DType dtype) {
         static_cast<std::int64_t>(KeptFrames::kFrameBytes),
         static_cast<std::int64_t>(kSharedSegmentBytes),
         static_cast<std::int64_t>(kSharedSegmentBytes) * ranks,
-        static_cast<std::int64_t>(kStagedSegmentBytes), kSegmentBytes}) {
+        static_cast<std::int64_t>(kStagedSegmentBytes),
+        static_cast<std::int64_t>(kStagedSegmentBytes) * ranks, kSegmentBytes}) {
     const std::int64_t count = bytes / static_cast<std::int64_t>(SizeOf(dtype));
     counts.insert({count - 1, count, count + 1});
   }

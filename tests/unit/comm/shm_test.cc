@@ -3,6 +3,10 @@
 #include <cohort/comm/shm.h>
 #include <gmock/gmock.h>
 
+#include <algorithm>
+#include <set>
+
+#include "algorithms/shared.h"
 #include "testing/memory_store.h"
 #include "testing/run_ranks.h"
 
@@ -63,6 +67,49 @@ TEST(Shm, LentAndPrivateBuffersGiveTheSameResults) {
         COHORT_RETURN_IF_ERROR(WaitFor(comm.ReduceScatter(values.first(part.size() * 3),
                                                           all.last(part.size()), ReduceOp::kMean)));
         EXPECT_THAT(all.last(100), Each(5.0F));
+      }
+      return {};
+    }));
+  }
+}
+
+// Staging memory has three slots in turns: chunks of up to five segments, one more and one less
+// element, and fewer elements than ranks.
+TEST(Shm, PrivateBuffersOfAnyNumberOfSegments) {
+  constexpr std::size_t kSegment = kStagedSegmentBytes / sizeof(float);
+  for (const std::size_t ranks : {2UL, 3UL, 5UL}) {
+    testing::ExpectAllOk(RunShm(static_cast<int>(ranks), [&](Communicator& comm) -> Status {
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory,
+                              comm.Allocate((5 * ranks * kSegment + 16) * sizeof(float)));
+      std::vector<float> own(5 * ranks * kSegment + 16);
+      const auto rank = static_cast<std::size_t>(comm.rank());
+      std::set<std::size_t> counts = {1, ranks};
+      for (std::size_t segments = 1; segments <= 5; ++segments) {
+        const std::size_t whole = segments * ranks * kSegment;
+        counts.insert({whole - 1, whole, whole + 1});
+      }
+      for (const std::size_t count : counts) {
+        for (const bool mixed : {false, true}) {
+          const std::span<float> all =
+              mixed && rank + 1 == ranks ? Floats(*memory) : std::span(own);
+          std::ranges::fill(all, -1.0F);
+          for (std::size_t i = 0; i < count; ++i) {
+            all[i + 3] = static_cast<float>((i + rank) % 11);
+          }
+          COHORT_RETURN_IF_ERROR(WaitFor(
+              comm.AllReduce(all.subspan(3, count), ReduceOp::kSum, {.algorithm = "shared"})));
+          for (std::size_t i = 0; i < count; ++i) {
+            std::size_t sum = 0;
+            for (std::size_t r = 0; r < ranks; ++r) {
+              sum += (i + r) % 11;
+            }
+            if (all[i + 3] != static_cast<float>(sum)) {
+              return Internal(std::to_string(count) + ": wrong at " + std::to_string(i));
+            }
+          }
+          EXPECT_THAT(all.first(3), Each(-1.0F));
+          EXPECT_THAT(all.subspan(3 + count, 5), Each(-1.0F));
+        }
       }
       return {};
     }));
