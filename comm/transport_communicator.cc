@@ -457,8 +457,7 @@ Status TransportCommunicator::RunAtOnce() {
   const std::uint64_t ticks = TickClock::Ticks();
   const bool missed_news = MissedNews(ticks);
   Status status = exchange_.Trouble();
-  if (!status.ok()) {
-  } else if (AgreeAtOnce(exchange_) && (one_shot || AllShowValues(exchange_))) {
+  if (status.ok() && AgreeAtOnce(exchange_) && (one_shot || AllShowValues(exchange_))) {
     if (reduction != nullptr) {
       status = CombineShown(exchange_, at_once_.data, *reduction, one_shot ? 0 : BoardSlot::kNote);
     }
@@ -467,7 +466,8 @@ Status TransportCommunicator::RunAtOnce() {
     heard_ticks_ = ticks;
     return Enter(at_once_.flight, AlgorithmOf(exchange_.record()),
                  static_cast<std::int64_t>(at_once_.data.size()), status);
-  } else {
+  }
+  if (status.ok()) {
     if (missed_news) {
       Hear();
     }

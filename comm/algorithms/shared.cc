@@ -214,14 +214,6 @@ class Collector {
   std::vector<std::size_t> copied_;
 };
 
-// Lines that this core is about to read and then write: to fetch them for both at once halves how
-// often they cross from core to core.
-void Claim(const std::byte* at, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; i += kLine) {
-    asm volatile("prefetchw %0" : : "m"(at[i]));
-  }
-}
-
 // Calls block(at, bytes) for all of `total` bytes, one after the other, and claim(at, bytes) for
 // each block while the one before it is worked on.
 template <typename Claims, typename Block>
@@ -295,7 +287,8 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
       const MutableBytes theirs = segment(p, round);
       const std::byte* const share = stage.data() + place(round, p);
       InBlocks(
-          theirs.size(), [&](std::size_t from, std::size_t bytes) { Claim(share + from, bytes); },
+          theirs.size(),
+          [&](std::size_t from, std::size_t bytes) { ClaimLines(share + from, bytes); },
           [&](std::size_t from, std::size_t bytes) {
             std::memcpy(theirs.data() + from, share + from, bytes);
           });
@@ -324,7 +317,7 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
       InBlocks(
           mine.size(),
           [&](std::size_t from, std::size_t bytes) {
-            others([&](const std::byte* share) { Claim(share + from, bytes); });
+            others([&](const std::byte* share) { ClaimLines(share + from, bytes); });
           },
           [&](std::size_t from, std::size_t bytes) {
             std::byte* const result = mine.data() + from;

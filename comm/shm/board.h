@@ -48,6 +48,14 @@ class Bells {
   std::vector<Bell> bells_;
 };
 
+// Fetches lines that this core is about to write, or to read and then write: for both at once they
+// cross from core to core half as often.
+inline void ClaimLines(const std::byte* at, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += kLine) {
+    asm volatile("prefetchw %0" : : "m"(at[i]));
+  }
+}
+
 // Operations have numbers that rise, and are the same on all ranks. Between two uses of the board
 // all ranks have entered every operation in between.
 class Board {
@@ -95,9 +103,7 @@ class Board {
     const auto* const slot =
         reinterpret_cast<const std::byte*>(&region(rank_).board[(number + 1) % 2]);
     const std::size_t end = std::min(BoardSlot::kHead + bytes, kReclaimed);
-    for (std::size_t at = 0; at < end; at += kLine) {
-      asm volatile("prefetchw %0" : : "m"(slot[at]));
-    }
+    ClaimLines(slot, end);
   }
   // Once all have entered operation `number`: asks for the lines that the others show, for the
   // first of them where there are many, all at once.
@@ -195,11 +201,10 @@ class Board {
     return While(region(rank_).writing, number, write);
   }
   // What this rank has shown is not to be used any more: nobody writes there after this (but to its
-  // staging memory). Threads
-  // are waited for that are reading it; a process may be stopped while it reads, and what it has
-  // mapped stays. One that is stopped, or has ended, while it writes is waited for a moment; then
-  // what is open gets memory of its own at its place, which holds zeros, and is private from then
-  // on. Throws ContractError where there is no memory for that.
+  // staging memory). Threads are waited for that are reading it; a process may be stopped while it
+  // reads, and what it has mapped stays. One that is stopped, or has ended, while it writes is
+  // waited for a moment; then what is open gets memory of its own at its place, which holds zeros,
+  // and is private from then on. Throws ContractError where there is no memory for that.
   void Withdraw() {
     region(rank_).withdrawn.store(shown_);
     const bool threads = segments_ == nullptr;

@@ -2,7 +2,7 @@
 #include <cohort/comm/local.h>
 #include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
-#include <gmock/gmock.h>
+#include <gtest/gtest.h>
 #include <time.h>
 
 #include <chrono>
@@ -76,6 +76,19 @@ int TimesAsleep(const std::string& thread) {
   return times;
 }
 
+// Whether operation `number` ends without a Wait, within 20 s.
+bool Ends(const Communicator& comm, std::uint64_t number) {
+  const auto ended = [&] {
+    const OperationProgress progress = comm.progress();
+    return progress.sequence == number && !progress.under_way;
+  };
+  const Deadline until = DeadlineAfter(std::chrono::seconds(20));
+  while (!ended() && std::chrono::steady_clock::now() < until) {
+    std::this_thread::sleep_for(milliseconds(1));
+  }
+  return ended();
+}
+
 class WaitingRanks : public ::testing::TestWithParam<std::string> {};
 
 // Two ranks wait, one in an operation and one outside, where what the other has sent lies: neither
@@ -125,7 +138,7 @@ TEST_P(WaitingRanks, AreWokenByWhoeverDrives) {
     }
     return {};
   });
-  EXPECT_THAT(statuses, ::testing::Each(OkStatus()));
+  testing::ExpectAllOk(statuses);
 }
 
 // Callers who wait for all they call, as training does, keep their core for themselves: the
@@ -156,19 +169,11 @@ TEST_P(WaitingRanks, LeaveTheCoreToCallersWhoWait) {
     value = 1;
     COHORT_RETURN_IF_ERROR(
         comm.AllReduce(std::span(&value, 1), ReduceOp::kSum, {.name = "x"}).status());
-    const Deadline until = DeadlineAfter(std::chrono::seconds(20));
-    const auto ended = [&] {
-      const OperationProgress progress = comm.progress();
-      return progress.sequence == kRounds + 1 && !progress.under_way;
-    };
-    while (!ended() && std::chrono::steady_clock::now() < until) {
-      std::this_thread::sleep_for(milliseconds(1));
-    }
-    EXPECT_TRUE(ended());
+    EXPECT_TRUE(Ends(comm, kRounds + 1));
     EXPECT_EQ(value, kRanks);
     return {};
   });
-  EXPECT_THAT(statuses, ::testing::Each(OkStatus()));
+  testing::ExpectAllOk(statuses);
 }
 
 // What a rank has called it is in, whether it waits for it or not, and nobody has to: the
@@ -195,18 +200,11 @@ TEST_P(WaitingRanks, AreInWhatTheyHaveCalled) {
       EXPECT_GE(progress.since, before);
       told.set_value();
     }
-    const auto ended = [&] {
-      const OperationProgress progress = comm.progress();
-      return progress.sequence == 1 && !progress.under_way;
-    };
-    while (!ended() && std::chrono::steady_clock::now() < until) {
-      std::this_thread::sleep_for(milliseconds(1));
-    }
-    EXPECT_TRUE(ended());
+    EXPECT_TRUE(Ends(comm, 1));
     EXPECT_EQ(value, kRanks);
     return {};
   });
-  EXPECT_THAT(statuses, ::testing::Each(OkStatus()));
+  testing::ExpectAllOk(statuses);
 }
 
 INSTANTIATE_TEST_SUITE_P(Transports, WaitingRanks, ::testing::Values("local", "shm", "tcp"),
