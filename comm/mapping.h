@@ -17,6 +17,9 @@ class Mapping {
   enum class Access { kReadWrite, kRead };
   static Result<Mapping> OfFile(int fd, std::size_t bytes, Access access, bool prefault);
 
+  // `part`, whole pages of a mapping to read, may be written to as well.
+  static Status AllowWrites(std::span<std::byte> part);
+
   // The whole pages in `data`, wherever they are from, are replaced by anonymous ones of zeros.
   static Status ReplacePages(std::span<std::byte> data);
 

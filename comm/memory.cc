@@ -48,6 +48,13 @@ Result<Mapping> Mapping::OfFile(int fd, std::size_t bytes, Access access, bool p
   return Map(fd, bytes, PROT_READ | write, MAP_SHARED, prefault);
 }
 
+Status Mapping::AllowWrites(std::span<std::byte> part) {
+  if (::mprotect(part.data(), part.size(), PROT_READ | PROT_WRITE) != 0) {
+    return ErrnoStatus(errno, "writing to " + std::to_string(part.size()) + " bytes of memory");
+  }
+  return {};
+}
+
 Status Mapping::ReplacePages(std::span<std::byte> data) {
   const auto at = reinterpret_cast<std::size_t>(data.data());
   const std::size_t first = RoundUp(at, kPage);

@@ -387,9 +387,7 @@ std::optional<Algorithm> TransportCommunicator::Quiet(OperationKind kind, std::s
     return std::nullopt;
   }
   const bool reduces = kind == OperationKind::kAllReduce || kind == OperationKind::kBarrier;
-  const bool one_shot = any ? PrefersOneShot(transport, bytes)
-                            : algorithm == "one_shot" && HasOneShot(transport, bytes);
-  if (reduces && one_shot) {
+  if (reduces && (any || algorithm == "one_shot") && HasOneShot(transport, bytes)) {
     return Algorithm::kOneShot;
   }
   if (kind != OperationKind::kBarrier && (any || algorithm == "shared")) {
@@ -457,9 +455,9 @@ Status TransportCommunicator::RunAtOnce() {
   const std::uint64_t ticks = TickClock::Ticks();
   const bool missed_news = MissedNews(ticks);
   Status status = exchange_.Trouble();
-  if (status.ok() && AgreeAtOnce(exchange_) && (one_shot || AllShowValues(exchange_))) {
+  if (status.ok() && one_shot && AgreeAtOnce(exchange_)) {
     if (reduction != nullptr) {
-      status = CombineShown(exchange_, at_once_.data, *reduction, one_shot ? 0 : BoardSlot::kNote);
+      status = CombineShown(exchange_, at_once_.data, *reduction);
     }
     status = exchange_.End(status);
     heard_ = clock_.At(ticks);  // all were there, or nearly so
@@ -515,7 +513,7 @@ Result<Algorithm> TransportCommunicator::AlgorithmFor(const OperationRecord& rec
     if (name == AlgorithmName(Algorithm::kOneShot) && shares_) {  // Quiet would have taken it
       return InvalidArgument(std::string(OperationKindName(record.kind)) + " of " +
                              std::to_string(total) +
-                             " bytes: one_shot is for all-reduces of at most 16 KiB, and 64 KiB of "
+                             " bytes: one_shot is for all-reduces of at most 32 KiB, and 64 KiB of "
                              "all ranks together [choose auto or shared]");
     }
     const Menu menu = MenuOf(record.kind);

@@ -15,7 +15,7 @@ constexpr int kSpins = 64;  // looks before the transport's own waiting
 
 bool AllShown(Board& board, std::uint64_t number) {
   for (int p = 0; p < board.size(); ++p) {
-    if (board.Look(p, number) == nullptr) {
+    if (p != board.rank() && board.Look(p, number) == nullptr) {
       return false;
     }
   }
@@ -23,11 +23,10 @@ bool AllShown(Board& board, std::uint64_t number) {
 }
 
 // A rank that shows another operation than this one does; -1: none.
-int OtherFingerprint(Board& board, int rank, std::uint64_t number) {
-  const std::uint64_t fingerprint = board.Look(rank, number)->fingerprint;
+int OtherFingerprint(Board& board, std::uint64_t number) {
   for (int p = 0; p < board.size(); ++p) {
-    const BoardSlot* const slot = board.Look(p, number);
-    if (slot != nullptr && slot->fingerprint != fingerprint) {
+    const BoardSlot* const slot = p == board.rank() ? nullptr : board.Look(p, number);
+    if (slot != nullptr && slot->fingerprint != board.shown().fingerprint) {
       return p;
     }
   }
@@ -43,11 +42,6 @@ bool HasOneShot(Transport& transport, std::size_t bytes) {
          bytes * static_cast<std::size_t>(board->size()) <= kMostOneShotRead;
 }
 
-bool PrefersOneShot(Transport& transport, std::size_t bytes) {
-  return HasOneShot(transport, bytes) &&
-         (transport.board()->size() > 2 || bytes <= kMostOneShotOfTwo);
-}
-
 void ShowOneShot(Exchange& exchange, Bytes data) {
   exchange.transport().board()->Show(exchange.record().sequence, exchange.record().Fingerprint(),
                                      data);
@@ -61,7 +55,7 @@ bool AgreeAtOnce(Exchange& exchange) {
     _mm_pause();
     all = AllShown(board, number);
   }
-  return all && OtherFingerprint(board, exchange.rank(), number) < 0;
+  return all && OtherFingerprint(board, number) < 0;
 }
 
 Status AwaitAgreement(Exchange& exchange) {
@@ -72,7 +66,7 @@ Status AwaitAgreement(Exchange& exchange) {
   const std::uint64_t number = exchange.record().sequence;
   COHORT_RETURN_IF_ERROR(
       exchange.AwaitPeers([&](int p) { return board.Look(p, number) != nullptr; }));
-  const int other = OtherFingerprint(board, exchange.rank(), number);
+  const int other = OtherFingerprint(board, number);
   return other < 0 ? Status() : exchange.AwaitDisagreement(other);
 }
 
@@ -87,19 +81,18 @@ Status Overtaken(Exchange& exchange) {
                  "showed for this one was read");
 }
 
-Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction,
-                    std::size_t at) {
+Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction) {
   Board& board = *exchange.transport().board();
   exchange.transport().Count(data.size(), data.size() * static_cast<std::size_t>(board.size() - 1));
-  board.Fetch(exchange.record().sequence, at + data.size());
-  board.Reclaim(exchange.record().sequence, at + data.size());
+  const std::uint64_t number = exchange.record().sequence;
+  board.Fetch(number, data.size());
   std::array<const std::byte*, kMostRanks> sources;
   for (int p = 0; p < board.size(); ++p) {
-    const BoardSlot* const slot = board.Look(p, exchange.record().sequence);
-    if (slot == nullptr) {
+    const BoardSlot* const slot = p == board.rank() ? nullptr : board.Look(p, number);
+    if (p != board.rank() && slot == nullptr) {
       return Overtaken(exchange);
     }
-    sources[static_cast<std::size_t>(p)] = slot->data + at;
+    sources[static_cast<std::size_t>(p)] = slot == nullptr ? data.data() : slot->Place(data.size());
   }
   if (board.size() == 2) {
     reduction.Combine(data.data(), sources[0], sources[1], data.size());
@@ -109,7 +102,7 @@ Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& redu
                        data.size());
   }
   reduction.Finish(data.data(), data.size(), exchange.size());
-  return board.StillShown(exchange.record().sequence) ? OkStatus() : Overtaken(exchange);
+  return board.StillShown(number) ? OkStatus() : Overtaken(exchange);
 }
 
 }  // namespace cohort

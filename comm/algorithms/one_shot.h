@@ -19,13 +19,10 @@ namespace cohort {
 // One shot is for what fits a slot of the board (BoardSlot::kBytes), and for so many bytes of all
 // ranks together.
 inline constexpr std::size_t kMostOneShotRead = 64 << 10;
-// Two ranks that reduce a half each and copy the other one pass over more than this in less time.
-inline constexpr std::size_t kMostOneShotOfTwo = 8 << 10;
 
-// Whether operations over `bytes` can go in one shot here, which all ranks answer alike.
+// Whether operations over `bytes` can go in one shot here, which all ranks answer alike. It is then
+// the fastest way, wherever they lie.
 bool HasOneShot(Transport& transport, std::size_t bytes);
-// Whether it is the fastest for them, wherever they lie.
-bool PrefersOneShot(Transport& transport, std::size_t bytes);
 
 // Until all ranks show something for the operation under way, and that they are in the same one.
 Status AwaitAgreement(Exchange& exchange);
@@ -36,10 +33,8 @@ bool AgreeAtOnce(Exchange& exchange);
 void ShowOneShot(Exchange& exchange, Bytes data);
 // In place. `reduction` nullptr: nothing is combined, for a barrier.
 Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction);
-// Where all are known to agree, what is left of it. `at`: from which byte of what is shown on.
-// Aborted, `data` being of no use: see Overtaken.
-Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction,
-                    std::size_t at = 0);
+// Where all are known to agree, what is left of it. Aborted, `data` being of no use: see Overtaken.
+Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction);
 // What a rank shows was replaced before this one had read it: see Board::StillShown.
 Status Overtaken(Exchange& exchange);
 

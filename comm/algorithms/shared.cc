@@ -27,22 +27,25 @@ struct Reached {
 };
 
 struct Shown {
-  // kValues: private, and few enough to be shown behind this.
-  enum What : std::uint64_t { kPrivate, kLent, kNothing, kValues };
+  enum What : std::uint64_t { kPrivate, kLent, kNothing };
   Loan loan;
   What what = kPrivate;
 };
 
-static_assert(sizeof(Shown) <= BoardSlot::kNote);
+static_assert(sizeof(Shown) <= sizeof(BoardSlot::few));
 
 // nullopt: not any more, see Board::StillShown.
 std::optional<Shown> ShownBy(Board& board, int rank, std::uint64_t number) {
+  Shown shown;
+  if (rank == board.rank()) {
+    std::memcpy(&shown, board.shown().few.data(), sizeof(shown));
+    return shown;
+  }
   const BoardSlot* const slot = board.Look(rank, number);
   if (slot == nullptr) {
     return std::nullopt;
   }
-  Shown shown;
-  std::memcpy(&shown, slot->data, sizeof(shown));
+  std::memcpy(&shown, slot->few.data(), sizeof(shown));
   return board.StillShown(number) ? std::optional(shown) : std::nullopt;
 }
 
@@ -227,16 +230,13 @@ void InBlocks(std::size_t total, Claims claim, Block block) {
   }
 }
 
-// Private memory. What is on the board is combined there. Else round s passes segment s of all
-// chunks, through one of three slots in turns: each rank gives its shares of the others' segments
-// (one round ahead), reduces its own segment from what is given, puts the result in the place of
-// each share, and takes those of its own shares (one round later), so that what it waits for is
-// there as a rule. A slot is written again by whoever has just taken from it.
+// Private memory. Round s passes segment s of all chunks through one of three slots in turns: each
+// rank gives its shares of the others' segments (one round ahead), reduces its own segment from
+// what is given, puts the result in the place of each share, and takes those of its own shares (one
+// round later), so that what it waits for is there as a rule. A slot is written again by whoever
+// has just taken from it.
 Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
                        const Reduction& reduction) {
-  if (AllShowValues(exchange)) {
-    return CombineShown(exchange, data, reduction, BoardSlot::kNote);
-  }
   constexpr std::size_t kSlots = 3;
   shared.PassSegmentsOf(kStagedSegmentBytes);
   Board& board = *exchange.transport().board();
@@ -285,13 +285,7 @@ Status StagedAllReduce(Exchange& exchange, Shared& shared, MutableBytes data,
     for (int step = 1; step < n; ++step) {
       const int p = Peer(shared, step);
       const MutableBytes theirs = segment(p, round);
-      const std::byte* const share = stage.data() + place(round, p);
-      InBlocks(
-          theirs.size(),
-          [&](std::size_t from, std::size_t bytes) { ClaimLines(share + from, bytes); },
-          [&](std::size_t from, std::size_t bytes) {
-            std::memcpy(theirs.data() + from, share + from, bytes);
-          });
+      std::memcpy(theirs.data(), stage.data() + place(round, p), theirs.size());
     }
     return {};
   };
@@ -349,26 +343,12 @@ void ShowShared(Exchange& exchange, MutableBytes data) {
     shown.what = Shown::kNothing;
   } else if (const std::optional<Loan> loan = board.Lend(data)) {
     shown = {*loan, Shown::kLent};
-  } else if (exchange.record().kind == OperationKind::kAllReduce &&
-             HasOneShot(exchange.transport(), data.size())) {
-    shown.what = Shown::kValues;
   }
   board.Show(exchange.record().sequence, exchange.record().Fingerprint(),
-             std::as_bytes(std::span(&shown, 1)), shown.what == Shown::kValues ? data : Bytes());
+             std::as_bytes(std::span(&shown, 1)));
   if (shown.what == Shown::kLent && exchange.record().kind == OperationKind::kAllReduce) {
     board.Open(data);
   }
-}
-
-bool AllShowValues(Exchange& exchange) {
-  Board& board = *exchange.transport().board();
-  for (int p = 0; p < board.size(); ++p) {
-    const std::optional<Shown> shown = ShownBy(board, p, exchange.record().sequence);
-    if (!shown.has_value() || shown->what != Shown::kValues) {
-      return false;
-    }
-  }
-  return true;
 }
 
 namespace {

@@ -5,8 +5,8 @@
 // they are in cache. A rank leaves when nobody reads or writes its memory any more.
 //
 // Where the memory of one rank is private to its process, an all-reduce passes it through staging
-// memory, segment by segment, or, where that of all is and they have few bytes, through the board;
-// the others send messages, by the direct algorithms. Results are the same bits either way.
+// memory, segment by segment; the others send messages, by the direct algorithms. Results are the
+// same bits either way.
 
 #pragma once
 
@@ -32,9 +32,6 @@ bool HasShared(Transport& transport);
 // all-reduce write to.
 void ShowShared(Exchange& exchange, MutableBytes data);
 
-// Whether all ranks, which are known to agree, have private memory, and so few bytes in it that
-// what they show has them: CombineShown from BoardSlot::kNote on is then all of an all-reduce.
-bool AllShowValues(Exchange& exchange);
 // In place.
 Status FinishSharedAllReduce(Exchange& exchange, MutableBytes data, const Reduction& reduction);
 Status FinishSharedReduceScatter(Exchange& exchange, MutableBytes input, MutableBytes output,

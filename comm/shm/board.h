@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <cstdint>
@@ -73,65 +74,75 @@ class Board {
         regions_(std::move(regions)),
         bells_(bells),
         segments_(segments),
-        crowded_(crowded) {}
+        crowded_(crowded),
+        takes_turns_(regions_.size() == 2) {}
 
   bool crowded() const { return crowded_; }
+  int rank() const { return rank_; }
   int size() const { return static_cast<int>(regions_.size()); }
 
-  // At most BoardSlot::kBytes, of this rank; or a note of at most kNote bytes, and values.
-  void Show(std::uint64_t number, std::uint64_t fingerprint, Bytes data, Bytes values = {}) {
-    BoardSlot& slot = region(rank_).board[number % 2];
+  // At most BoardSlot::kBytes, of this rank.
+  void Show(std::uint64_t number, std::uint64_t fingerprint, Bytes data) {
+    BoardSlot& slot = SlotOf(rank_, number);
     slot.number.store(0, std::memory_order_relaxed);  // see StillShown
     KeepOrder();
     slot.fingerprint = fingerprint;
     if (!data.empty()) {
-      std::memcpy(slot.data, data.data(), data.size());
-    }
-    if (!values.empty()) {
-      std::memcpy(slot.data + BoardSlot::kNote, values.data(), values.size());
+      std::memcpy(slot.Place(data.size()), data.data(), data.size());
     }
     slot.number.store(number);
-    shown_ = number;
+    shown_ = {number, fingerprint, {}};
+    if (!data.empty() && data.size() <= shown_.few.size()) {
+      std::memcpy(shown_.few.data(), data.data(), data.size());
+    }
     open_ = {};
     RingAll();
   }
-  // Once all have entered operation `number`: calls back the lines in which this rank will show as
-  // much for the next, which the others have read two operations ago, so that storing there then
-  // waits for nobody.
-  void Reclaim(std::uint64_t number, std::size_t bytes) {
-    constexpr std::size_t kReclaimed = 16 * kLine;  // more of them delay what is read now
-    const auto* const slot =
-        reinterpret_cast<const std::byte*>(&region(rank_).board[(number + 1) % 2]);
-    const std::size_t end = std::min(BoardSlot::kHead + bytes, kReclaimed);
-    ClaimLines(slot, end);
-  }
-  // Once all have entered operation `number`: asks for the lines that the others show, for the
-  // first of them where there are many, all at once.
+  // Once all have entered operation `number`, in which the others show `bytes`: asks for the first
+  // lines of that, all at once, and calls back those in which this rank will show as much for the
+  // next, so that storing there then waits for nobody. Of two ranks they are the same lines.
   void Fetch(std::uint64_t number, std::size_t bytes) {
     constexpr std::size_t kFetched = 64 * kLine;
+    constexpr std::size_t kReclaimed = 16 * kLine;  // more of them delay what is read now
+    const std::size_t end = BoardSlot::End(bytes);
+    if (takes_turns_) {
+      ClaimLines(LinesOf(1 - rank_, number), std::min(end, kFetched));
+      return;
+    }
     for (int p = 0; p < size(); ++p) {
       if (p != rank_) {
-        const auto* const slot = reinterpret_cast<const std::byte*>(&region(p).board[number % 2]);
-        const std::size_t end = std::min(BoardSlot::kHead + bytes, kFetched);
-        for (std::size_t at = kLine; at < end; at += kLine) {
-          asm volatile("prefetcht0 %0" : : "m"(slot[at]));  // a builtin alone may be left out
+        const std::byte* const lines = LinesOf(p, number);
+        for (std::size_t at = kLine; at < std::min(end, kFetched); at += kLine) {
+          asm volatile("prefetcht0 %0" : : "m"(lines[at]));  // a builtin alone may be left out
         }
       }
     }
+    ClaimLines(LinesOf(rank_, number + 1), std::min(end, kReclaimed));
   }
-  // Whether what all have shown for `number` was there until now. It is: who has given up an
+  // Whether what the others have shown for `number` was there until now. It is: who has given up an
   // operation shows nothing before all have (Exchange::AwaitRejects).
-  bool StillShown(std::uint64_t number) {
+  bool StillShown(std::uint64_t number) const {
     KeepOrder();
-    return std::ranges::all_of(regions_, [number](const Region* r) {
-      return r->board[number % 2].number.load(std::memory_order_relaxed) == number;
-    });
+    for (int p = 0; p < size(); ++p) {
+      if (p != rank_ && SlotOf(p, number).number.load(std::memory_order_relaxed) != number) {
+        return false;
+      }
+    }
+    return true;
   }
-  // What `rank` shows for `number`, nullptr while it does not.
-  const BoardSlot* Look(int rank, std::uint64_t number) {
-    const BoardSlot& slot = region(rank).board[number % 2];
+  // What `rank` shows for `number`, nullptr while it does not. Two ranks see each other's alone:
+  // see shown().
+  const BoardSlot* Look(int rank, std::uint64_t number) const {
+    const BoardSlot& slot = SlotOf(rank, number);
     return slot.number.load(std::memory_order_acquire) == number ? &slot : nullptr;
   }
+  // What this rank has shown last; its data where they are few.
+  struct Shown {
+    std::uint64_t number = 0;
+    std::uint64_t fingerprint = 0;
+    decltype(BoardSlot::few) few{};
+  };
+  const Shown& shown() const { return shown_; }
 
   // How others reach `data` of this rank, and what another's `loan` is here; nothing and nullptr
   // where memory is private.
@@ -206,7 +217,7 @@ class Board {
   // waited for a moment; then what is open gets memory of its own at its place, which holds zeros,
   // and is private from then on. Throws ContractError where there is no memory for that.
   void Withdraw() {
-    region(rank_).withdrawn.store(shown_);
+    region(rank_).withdrawn.store(shown_.number);
     const bool threads = segments_ == nullptr;
     const Deadline deadline = DeadlineAfter(kWriterPatience);
     for (int p = 0; p < size(); ++p) {
@@ -227,18 +238,26 @@ class Board {
     }
   }
 
-  // Changes whenever `rank` does any of this.
+  // Changes whenever `rank` does any of this; it may change besides.
   std::uint64_t Signature(int rank) const {
-    const Region& r = region(rank);
-    return r.board[0].number.load(std::memory_order_acquire) +
-           r.board[1].number.load(std::memory_order_acquire) +
-           r.progress.load(std::memory_order_acquire);
+    return SlotOf(rank, 0).number.load(std::memory_order_acquire) +
+           SlotOf(rank, 1).number.load(std::memory_order_acquire) +
+           region(rank).progress.load(std::memory_order_acquire);
   }
 
  private:
   // Of stores, and of loads: the processor does (x86), so the compiler has to.
   static void KeepOrder() { std::atomic_signal_fence(std::memory_order_seq_cst); }
-  Region& region(int rank) const { return *regions_[static_cast<std::size_t>(rank)]; }
+  Region& region(std::uint64_t rank) const { return *regions_[rank]; }
+  Region& region(int rank) const { return region(static_cast<std::uint64_t>(rank)); }
+  // Where `rank` shows something for operation `number`.
+  BoardSlot& SlotOf(int rank, std::uint64_t number) const {
+    return takes_turns_ ? region((static_cast<std::uint64_t>(rank) + number) % 2).board.slots[0]
+                        : region(rank).board.slots[number % 2];
+  }
+  const std::byte* LinesOf(int rank, std::uint64_t number) const {
+    return reinterpret_cast<const std::byte*>(&SlotOf(rank, number));
+  }
   template <typename F>
   bool While(std::atomic<std::uint32_t>& flag, std::uint64_t number, F f) {
     flag.store(1);
@@ -269,7 +288,8 @@ class Board {
   Bells& bells_;
   SharedSegments* const segments_;
   const bool crowded_;
-  std::uint64_t shown_ = 0;
+  const bool takes_turns_;
+  Shown shown_;
   MutableBytes open_;  // of the operation that is shown
   std::unique_ptr<Memory> staging_;
 };

@@ -3,7 +3,7 @@
 //
 // A rank writes to its own region alone: the others map it for reading. Whatever a process does or
 // leaves behind when it dies, it cannot damage those of its peers. There is no lock; every field
-// has one writer.
+// has one writer. Of two ranks, each also writes to the board of the other, in turns.
 
 #pragma once
 
@@ -50,16 +50,34 @@ struct Link {
   alignas(kLine) std::atomic<std::uint64_t> withdrawn = 0;
 };
 
-// Two slots in turns: a rank that shows its contribution to operation k has seen those of k - 1,
-// and so all have used what it showed for k - 2.
+// What a rank shows of one operation.
 struct BoardSlot {
-  static constexpr std::size_t kHead = 16;
-  static constexpr std::size_t kBytes = 16 << 10;
-  static constexpr std::size_t kNote = kLine - kHead;  // what is before values that have a note
+  static constexpr std::size_t kBytes = 32 << 10;
 
   alignas(kLine) std::atomic<std::uint64_t> number = 0;
   std::uint64_t fingerprint = 0;
-  std::byte data[kBytes + kNote];
+  std::array<std::byte, kLine - 16> few;  // what fits into the line of the number lies there
+  std::array<std::byte, kBytes> many;
+
+  std::byte* Place(std::size_t bytes) { return bytes <= few.size() ? few.data() : many.data(); }
+  const std::byte* Place(std::size_t bytes) const {
+    return bytes <= few.size() ? few.data() : many.data();
+  }
+  // From the begin of the slot to the end of data.
+  static constexpr std::size_t End(std::size_t bytes) {
+    return bytes <= kLine - 16 ? kLine : kLine + bytes;
+  }
+};
+
+// Two slots in turns: a rank that shows its contribution to operation k has seen those of k - 1,
+// and so all have used what it showed for k - 2.
+//
+// Two ranks use the first slot of each other in turns: what one shows for operation k lies where
+// the other showed its own for k - 1, which this one alone has read. So the lines that it reads are
+// those that it writes next: each crosses from core to core once for each operation, and no store
+// waits for lines to come back.
+struct alignas(4096) RegionBoard {  // whole pages, which two ranks may both write to
+  std::array<BoardSlot, 2> slots;
 };
 
 struct Region {
@@ -77,12 +95,12 @@ struct Region {
   alignas(kLine) std::atomic<std::uint64_t> withdrawn = 0;
   Loan staging;  // where its staging memory lies, once it has progressed in an operation that uses
                  // it
-  std::array<BoardSlot, 2> board;
+  RegionBoard board;
   // Then a Link for each rank, then the rings.
 };
 
 struct RegionLayout {
-  static constexpr std::uint64_t kMagic = 0x3230474552434f43U;  // "COCREG02"
+  static constexpr std::uint64_t kMagic = 0x3330474552434f43U;  // "COCREG03"
   static constexpr std::size_t kUrgentBytes = 16 << 10;
 
   std::size_t ranks = 1;

@@ -132,6 +132,10 @@ Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, std::vector<
     COHORT_ASSIGN_OR_RETURN(
         memory->regions[at(r)],
         Mapping::OfFile(theirs.fds[0].fd(), theirs.notice.bytes, Mapping::Access::kRead, true));
+    if (size == 2) {  // see RegionBoard
+      RegionBoard& board = reinterpret_cast<Region*>(memory->regions[at(r)].data())->board;
+      COHORT_RETURN_IF_ERROR(Mapping::AllowWrites(std::as_writable_bytes(std::span(&board, 1))));
+    }
     memory->bells[at(r)] = std::move(theirs.fds[1]);
     AddCores(cores, theirs.notice.cores);
   }

@@ -27,7 +27,8 @@ constexpr auto kUntouched = std::byte{0xA5};
 std::set<std::int64_t> CountsAroundThresholds(std::int64_t ranks, DType dtype) {
   std::set<std::int64_t> counts;
   for (const std::int64_t bytes :
-       {static_cast<std::int64_t>(kMostOneShotOfTwo), static_cast<std::int64_t>(BoardSlot::kBytes),
+       {static_cast<std::int64_t>(sizeof(BoardSlot::few)),
+        static_cast<std::int64_t>(BoardSlot::kBytes),
         static_cast<std::int64_t>(kMostOneShotRead) / ranks,
         static_cast<std::int64_t>(StripedSocket::kZeroCopyBytes),
         static_cast<std::int64_t>(KeptFrames::kFrameBytes),
@@ -92,7 +93,7 @@ Status CheckChoice(Communicator& comm, std::size_t bytes) {
   COHORT_ASSIGN_OR_RETURN(
       const CostEstimate estimate,
       comm.Explain(OperationKind::kAllReduce, static_cast<std::int64_t>(bytes)));
-  const bool one_shot = FitsOneShot(comm, bytes) && (comm.size() > 2 || bytes <= kMostOneShotOfTwo);
+  const bool one_shot = FitsOneShot(comm, bytes);
   return Check(
       estimate.chosen == (one_shot ? "one_shot" : "shared"),
       "auto takes " + std::string(estimate.chosen) + " for " + std::to_string(bytes) + " bytes");

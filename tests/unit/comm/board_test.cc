@@ -62,6 +62,39 @@ class BoardTest : public ::testing::Test {
   std::unique_ptr<Memory> memory_;
 };
 
+// Of few bytes and of many. Rank 0 is ahead: it has read what rank 1 shows, and shows the next in
+// its place, while rank 1 has yet to read.
+TEST_F(BoardTest, WhatTwoRanksShowInTurnsIsThereUntilItIsRead) {
+  const auto bytes = [](std::uint64_t number) {
+    return number % 3 == 0 ? std::size_t{8} : number % 3 == 1 ? std::size_t{49} : BoardSlot::kBytes;
+  };
+  const auto mark = [](int rank, std::uint64_t number) {
+    return 10 * number + static_cast<std::uint64_t>(rank);
+  };
+  const auto show = [&](int rank, std::uint64_t number) {
+    const std::vector<std::byte> data(bytes(number), std::byte(mark(rank, number)));
+    boards_[static_cast<std::size_t>(rank)]->Show(number, mark(rank, number), data);
+  };
+  const auto expect_other = [&](int rank, std::uint64_t number) {
+    Board& board = *boards_[static_cast<std::size_t>(rank)];
+    EXPECT_EQ(board.shown().fingerprint, mark(rank, number));
+    const BoardSlot* const slot = board.Look(1 - rank, number);
+    ASSERT_NE(slot, nullptr) << number;
+    EXPECT_EQ(slot->fingerprint, mark(1 - rank, number));
+    EXPECT_THAT(Bytes(slot->Place(bytes(number)), bytes(number)),
+                Each(std::byte(mark(1 - rank, number))));
+    EXPECT_TRUE(board.StillShown(number));
+  };
+  show(0, 1);
+  for (std::uint64_t number = 1; number <= 6; ++number) {
+    EXPECT_EQ(owner().Look(1, number), nullptr);
+    show(1, number);
+    expect_other(0, number);
+    show(0, number + 1);
+    expect_other(1, number);
+  }
+}
+
 TEST_F(BoardTest, WholePagesAreOpen) {
   const auto at = [](std::size_t offset) { return Loan{1, offset}; };
   EXPECT_THAT(owner().OpenPart(at(0), 3 * kPage), Pair(0, 3 * kPage));

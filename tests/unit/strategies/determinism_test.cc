@@ -43,7 +43,7 @@ std::string NameOf(Over over) {
   return over == Over::kLocal ? "local" : over == Over::kShm ? "shm" : "tcp";
 }
 
-// Parameters smaller and larger than a small bucket, than what is sent in one shot (16 KiB), and
+// Parameters smaller and larger than a small bucket, than what is sent in one shot (32 KiB), and
 // than a segment (256 KiB).
 ParameterSet RealParameters() {
   ParameterSet parameters;
