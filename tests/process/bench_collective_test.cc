@@ -155,6 +155,11 @@ TEST(BenchCollective, WrongFlagsAreExitCode2) {
   EXPECT_EQ(RunBench("allreduce", {"--peer", "nobody"}).code, 2);
   EXPECT_EQ(RunBench("allreduce", {"--limit", "handover", "--sizes", "1m"}).code, 2);
   EXPECT_EQ(RunBench("broadcast", {"--limit", "handover", "--sizes", "8"}).code, 2);
+  for (const auto& [flag, value] : {std::pair{"--peer", "openmpi"}, {"--transport", "mpi"}}) {
+    const Outcome prefixed = RunBench("allreduce", {flag, value, "--exec-prefix", "env"});
+    EXPECT_EQ(prefixed.code, 2) << flag;
+    EXPECT_THAT(prefixed.err, HasSubstr("--exec-prefix does not reach [leave them out"));
+  }
   const Outcome run = RunBench("allreduce", {"--dtype", "float8"});
   EXPECT_EQ(run.code, 2);
   EXPECT_THAT(run.err, HasSubstr("float8"));

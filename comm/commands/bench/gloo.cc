@@ -15,6 +15,7 @@
 #include <filesystem>
 #include <limits>
 
+#include "../../tcp/socket.h"
 #include "subject.h"
 
 namespace cohort::bench {
@@ -187,9 +188,9 @@ Status GlooHas(const Options& options) {
 
 Result<std::unique_ptr<Subject>> MakeGlooSubject(const Options& options,
                                                  const std::string& configuration) {
+  gloo::transport::tcp::attr where;
+  COHORT_ASSIGN_OR_RETURN(where.hostname, InterfaceTowards(options.rendezvous_host));
   try {
-    gloo::transport::tcp::attr where;
-    where.hostname = "127.0.0.1";
     auto device = gloo::transport::tcp::CreateDevice(where);
     const std::string folder = options.folder + "/gloo_" + configuration;
     std::filesystem::create_directories(folder);

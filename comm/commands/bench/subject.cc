@@ -115,6 +115,12 @@ Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
   if (options.transport == "hierarchical") {  // what it is instead of
     specs.push_back({"cohort", "flat", "tcp", false, {}, "flat"});
   }
+  if (!options.exec_prefix.empty() && (specs[0].mpirun || Named(options.peers, "openmpi"))) {
+    return InvalidArgument(
+        "mpirun starts the ranks of --transport mpi and --peer openmpi, where --exec-prefix does "
+        "not "
+        "reach [leave them out; --peer gloo runs where the prefix says]");
+  }
   if (specs[0].mpirun && !MpiBuilt()) {
     return Unimplemented("this build has no MPI [install libopenmpi-dev and configure again]");
   }

@@ -53,8 +53,8 @@ struct SubjectSpec {
   int rails = 1;  // of ours over TCP
 };
 
-// All subjects that the options ask for, cohort first. FailedPrecondition or Unimplemented for a
-// peer that is not there or has no such operation.
+// All subjects that the options ask for, cohort first. Unimplemented for a peer that is not there or
+// has no such operation, InvalidArgument for one that cannot be started so.
 Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options);
 
 // Makes the subject of this process: one, or for threads (local) one for each rank.
