@@ -51,10 +51,14 @@ struct SubjectSpec {
   std::vector<std::string> environment;  // NAME=value, besides what all have
   std::string buffer = "private";
   int rails = 1;  // of ours over TCP
+
+  std::string name() const {
+    return implementation + (configuration.empty() ? "" : " " + configuration);
+  }
 };
 
-// All subjects that the options ask for, cohort first. Unimplemented for a peer that is not there or
-// has no such operation, InvalidArgument for one that cannot be started so.
+// All subjects that the options ask for, cohort first. Unimplemented for a peer that is not there
+// or has no such operation, InvalidArgument for one that cannot be started so.
 Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options);
 
 // Makes the subject of this process: one, or for threads (local) one for each rank.
