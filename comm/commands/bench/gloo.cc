@@ -25,7 +25,7 @@ namespace {
 template <typename F>
 Status AsNumber(DType dtype, F f) {
   switch (dtype) {
-    case DType::kFloat32:
+    case DType::kFloat32:  // NOLINT(bugprone-branch-clone): types differ
       return f(float());
     case DType::kFloat64:
       return f(double());
