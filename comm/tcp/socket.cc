@@ -56,21 +56,6 @@ bool IsWildcard(const std::string& host) {
   return host.empty() || host == "0.0.0.0" || host == "::" || host == "*";
 }
 
-// The address of this machine's interface that routes to `towards`; no packet is sent.
-Result<std::string> InterfaceTowards(const std::string& towards) {
-  COHORT_ASSIGN_OR_RETURN(const AddressList list, Resolve(towards, "9", 0));
-  for (const addrinfo* a = list.get(); a != nullptr; a = a->ai_next) {
-    const Socket probe(::socket(a->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
-    sockaddr_storage local = {};
-    socklen_t length = sizeof(local);
-    if (probe.open() && ::connect(probe.fd(), a->ai_addr, a->ai_addrlen) == 0 &&
-        ::getsockname(probe.fd(), reinterpret_cast<sockaddr*>(&local), &length) == 0) {
-      return Text(reinterpret_cast<const sockaddr*>(&local), length, false);
-    }
-  }
-  return ErrnoStatus(errno, "no route to " + towards);
-}
-
 Result<Socket> ConnectOnce(const addrinfo& address, Deadline deadline) {
   Socket socket(::socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!socket.open()) {
@@ -127,6 +112,21 @@ Result<std::pair<std::string, std::string>> ParseAddress(const std::string& addr
   return std::pair(host, port);
 }
 
+Result<std::string> InterfaceTowards(const std::string& towards) {
+  COHORT_ASSIGN_OR_RETURN(const AddressList list,
+                          Resolve(towards.empty() ? "127.0.0.1" : towards, "9", 0));
+  for (const addrinfo* a = list.get(); a != nullptr; a = a->ai_next) {
+    const Socket probe(::socket(a->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    sockaddr_storage local = {};
+    socklen_t length = sizeof(local);
+    if (probe.open() && ::connect(probe.fd(), a->ai_addr, a->ai_addrlen) == 0 &&
+        ::getsockname(probe.fd(), reinterpret_cast<sockaddr*>(&local), &length) == 0) {
+      return Text(reinterpret_cast<const sockaddr*>(&local), length, false);
+    }
+  }
+  return ErrnoStatus(errno, "no route to " + towards);
+}
+
 Result<Listener> Listen(const std::string& address, const std::string& towards) {
   if (IsUnixAddress(address)) {
     return ListenUnix();
@@ -135,7 +135,7 @@ Result<Listener> Listen(const std::string& address, const std::string& towards) 
   auto [host, port] = parsed;
   std::string reachable;  // given out instead of a wildcard
   if (IsWildcard(host)) {
-    COHORT_ASSIGN_OR_RETURN(reachable, InterfaceTowards(towards.empty() ? "127.0.0.1" : towards));
+    COHORT_ASSIGN_OR_RETURN(reachable, InterfaceTowards(towards));
     if (host.empty()) {
       host = reachable;
     } else if (host == "*") {

@@ -38,8 +38,12 @@ struct Listener {
 // "host:port" and "[v6]:port"; the host may be empty.
 Result<std::pair<std::string, std::string>> ParseAddress(const std::string& address);
 
+// The address of this machine's interface that routes to `towards` (a host), or loopback where that
+// is empty. No packet is sent.
+Result<std::string> InterfaceTowards(const std::string& towards);
+
 // Listens at `address`, port 0 for any. An empty or wildcard host is given out as the address of
-// the interface that routes to `towards` (a host), or loopback where that is empty.
+// InterfaceTowards.
 Result<Listener> Listen(const std::string& address, const std::string& towards);
 
 // Connects to one of the addresses that `address` resolves to; tries again until `deadline` while

@@ -25,10 +25,17 @@ Outcome RunBench(std::vector<std::string> arguments) {
   return {code.value_or(-1), processes.Stdout("bench"), processes.Stderr("bench")};
 }
 
+// What of a step's time is waiting: of small batches some is.
+void ExpectExposed(const nlohmann::json& json, const std::string& exposed,
+                   const std::string& step) {
+  EXPECT_GT(json[exposed].get<double>(), 0) << exposed;
+  EXPECT_LE(json[exposed].get<double>(), json[step].get<double>()) << exposed;
+}
+
 TEST(BenchScaling, WorkersWithAndWithoutCommunicationTakeTurns) {
   for (const std::string transport : {"shm", "tcp"}) {
     const Outcome run = RunBench({"scaling", "--model", "mlp", "--batch", "4", "--transport",
-                                  transport, "--rounds", "2", "--seconds", "0.02", "--json"});
+                                  transport, "--rounds", "3", "--seconds", "0.05", "--json"});
     ASSERT_EQ(run.code, 0) << run.err;
     const auto json = nlohmann::json::parse(run.out);
     EXPECT_EQ(json["workers"], 2);
@@ -41,12 +48,13 @@ TEST(BenchScaling, WorkersWithAndWithoutCommunicationTakeTurns) {
           "weak_scaling_efficiency", "strong_scaling_speedup", "examples_per_second"}) {
       EXPECT_GT(json[figure].get<double>(), 0) << figure;
     }
-    EXPECT_EQ(json["rounds_ms"]["together"].size(), 2U);
+    ExpectExposed(json, "exposed_communication_ms", "ms_per_step");
+    EXPECT_EQ(json["rounds_ms"]["together"].size(), 3U);
     if (json.contains("libtorch_ddp")) {  // why it was not to be had
       EXPECT_NE(json["libtorch_ddp"], "");
       EXPECT_FALSE(json.contains("libtorch_ddp_ms_per_step"));
     } else {
-      EXPECT_EQ(json["rounds_ms"]["LibTorch DDP"].size(), 2U);
+      EXPECT_EQ(json["rounds_ms"]["LibTorch DDP"].size(), 3U);
       for (const char* figure : {"libtorch_ddp_weak_scaling_efficiency", "speed_over_libtorch_ddp",
                                  "efficiency_over_libtorch_ddp"}) {
         EXPECT_GT(json[figure].get<double>(), 0) << figure;
@@ -57,12 +65,20 @@ TEST(BenchScaling, WorkersWithAndWithoutCommunicationTakeTurns) {
 
 TEST(BenchOverlap, BucketsAndOneBucketTakeTurns) {
   const Outcome run = RunBench({"overlap", "--model", "cnn", "--batch", "4", "--transport", "tcp",
-                                "--rounds", "2", "--seconds", "0.02", "--json"});
+                                "--rounds", "3", "--seconds", "0.05", "--json"});
   ASSERT_EQ(run.code, 0) << run.err;
   const auto json = nlohmann::json::parse(run.out);
-  for (const char* figure : {"ms_per_step_overlapped", "ms_per_step_after_backward",
-                             "ms_per_step_without_communication", "speedup"}) {
+  EXPECT_EQ(json["bucket_bytes"], 256 << 10);
+  for (const char* figure :
+       {"ms_per_step_without_communication", "speedup", "speedup_by_default"}) {
     EXPECT_GT(json[figure].get<double>(), 0) << figure;
+  }
+  for (const std::string which : {"overlapped", "by_default", "after_backward"}) {
+    ExpectExposed(json, "exposed_ms_" + which, "ms_per_step_" + which);
+  }
+  for (const char* contestant :
+       {"overlapped", "by default", "after backward", "without communication"}) {
+    EXPECT_EQ(json["rounds_ms"][contestant].size(), 3U) << contestant;
   }
 }
 

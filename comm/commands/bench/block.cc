@@ -142,10 +142,10 @@ std::unique_ptr<StartLine> MakeBarrierStartLine(Subject& subject) {
 Result<Workload> Workload::Make(Subject& subject, Operation operation, DType dtype,
                                 std::int64_t bytes) {
   Workload w(subject, operation, dtype);
-  const bool in_place = operation == Operation::kAllReduce || operation == Operation::kBroadcast;
+  const bool one_buffer = operation == Operation::kAllReduce || operation == Operation::kBroadcast;
   const int size = subject.size();
   std::int64_t count = std::max<std::int64_t>(1, bytes / static_cast<std::int64_t>(w.element_));
-  if (!in_place) {
+  if (!one_buffer) {
     count = std::max<std::int64_t>(1, count / size) * size;
   }
   w.bytes_ = count * static_cast<std::int64_t>(w.element_);
@@ -155,10 +155,13 @@ Result<Workload> Workload::Make(Subject& subject, Operation operation, DType dty
   COHORT_ASSIGN_OR_RETURN(w.input_, subject.Allocate(gathers ? part : all));
   w.buffers_.input = Buffer(w.input_->bytes().data(), gathers ? count / size : count, dtype);
   w.buffers_.output = w.buffers_.input;
-  if (!in_place) {
+  if (operation == Operation::kReduceScatter && subject.scatters_in_place()) {
+    w.buffers_.output.count = count / size;
+  } else if (!one_buffer) {
     COHORT_ASSIGN_OR_RETURN(w.output_, subject.Allocate(gathers ? all : part));
     w.buffers_.output = Buffer(w.output_->bytes().data(), gathers ? count : count / size, dtype);
   }
+  COHORT_RETURN_IF_ERROR(subject.Prepare(operation, w.buffers_));
   return w;
 }
 

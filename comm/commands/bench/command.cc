@@ -90,14 +90,14 @@ Status Conduct(const Options& options, const std::vector<std::string>& arguments
                           Conductor::Start(options, arguments, std::move(specs)));
   const Report report(options);
   report.Begin();
-  bool right = true;
+  Status right;
   for (const std::int64_t bytes : options.sizes) {
     COHORT_ASSIGN_OR_RETURN(const std::vector<Row> rows, MeasureSize(*conductor, bytes, options));
     report.Print(conductor->specs(), rows);
-    right &= std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.wrong == 0; });
+    right = right.ok() ? CheckResults(conductor->specs(), rows) : right;
   }
   COHORT_RETURN_IF_ERROR(conductor->Finish());
-  return right ? OkStatus() : Internal("wrong results");
+  return right;
 }
 
 // --- ranks that mpirun has started, on one host or several: they agree among themselves
@@ -177,19 +177,19 @@ Status RunUnderMpirun(Options options) {
   if (ours.rank() == 0) {
     report.Begin();
   }
-  bool right = true;
+  Status right;
   for (const std::int64_t bytes : options.sizes) {
     // MPI's calls have no deadline: the process has.
     ::alarm(static_cast<unsigned>(options.timeout.count() / 1000 + 60));
     COHORT_ASSIGN_OR_RETURN(const std::vector<Row> rows,
                             (Turns{ours, *subject, options}.MeasureSize(bytes)));
-    right &= std::all_of(rows.begin(), rows.end(), [](const Row& row) { return row.wrong == 0; });
+    right = right.ok() ? CheckResults(specs, rows) : right;
     if (ours.rank() == 0) {
       report.Print(specs, rows);
     }
   }
   ::alarm(0);
-  return right ? OkStatus() : Internal("wrong results");
+  return right;
 }
 
 bool UnderMpirun() {

@@ -10,9 +10,10 @@ Status Missing() {
 
 }  // namespace
 
-Status GlooHas(Operation /*operation*/) { return Missing(); }
+Status GlooHas(const Options& /*options*/) { return Missing(); }
 
-Result<std::unique_ptr<Subject>> MakeGlooSubject(const Options& /*options*/, bool /*ring*/) {
+Result<std::unique_ptr<Subject>> MakeGlooSubject(const Options& /*options*/,
+                                                 const std::string& /*configuration*/) {
   return Missing();
 }
 

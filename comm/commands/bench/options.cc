@@ -100,7 +100,7 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
       ->capture_default_str();
   app.add_option("--exec-prefix", prefix,
                  "words before the command of a rank's process, {rank} and {host} replaced: "
-                 "\"ip netns exec cohort{rank}\"");
+                 "\"ip netns exec cohort{rank}\"; not for what mpirun starts");
   app.add_option("--ranks-per-host", options.ranks_per_host,
                  "hierarchical: so many consecutive ranks are one host's; {host} is rank / this")
       ->check(CLI::Range(1, 256))

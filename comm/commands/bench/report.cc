@@ -32,6 +32,16 @@ double Ratio(const Row& row, const Row& cohort) {
 
 }  // namespace
 
+Status CheckResults(const std::vector<SubjectSpec>& specs, const std::vector<Row>& rows) {
+  for (std::size_t i = 0; i < rows.size(); ++i) {
+    if (rows[i].wrong != 0) {
+      return Internal("wrong results: " + specs[i].name() + ", " + std::to_string(rows[i].wrong) +
+                      " elements of " + std::to_string(rows[i].bytes) + " bytes");
+    }
+  }
+  return {};
+}
+
 void Report::Begin() const {
   if (options_.json) {
     return;
@@ -60,10 +70,8 @@ void Report::Print(const std::vector<SubjectSpec>& specs, const std::vector<Row>
     const double busbw = algbw * BusFactor(options_.operation, options_.ranks);
     const double ratio = Ratio(row, rows[0]);
     if (!options_.json) {
-      const std::string name =
-          spec.implementation + (spec.configuration.empty() ? "" : " " + spec.configuration);
       std::printf("%12lld  %-18s %12.2f %9.2f %9.2f %7lld %7.2f", static_cast<long long>(row.bytes),
-                  name.c_str(), row.seconds() * 1e6, algbw, busbw,
+                  spec.name().c_str(), row.seconds() * 1e6, algbw, busbw,
                   static_cast<long long>(row.wrong), ratio);
       if (options_.late.count() > 0) {
         std::printf(" %9.3f", row.cpu_per_waiting_second());

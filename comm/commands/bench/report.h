@@ -24,6 +24,9 @@ struct Row {
   double seconds() const { return Median(rounds); }
 };
 
+// What a run comes to: Internal names the first of these whose results are wrong.
+Status CheckResults(const std::vector<SubjectSpec>& specs, const std::vector<Row>& rows);
+
 class Report {
  public:
   explicit Report(const Options& options) : options_(options) {}

@@ -115,6 +115,12 @@ Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
   if (options.transport == "hierarchical") {  // what it is instead of
     specs.push_back({"cohort", "flat", "tcp", false, {}, "flat"});
   }
+  if (!options.exec_prefix.empty() && (specs[0].mpirun || Named(options.peers, "openmpi"))) {
+    return InvalidArgument(
+        "mpirun starts the ranks of --transport mpi and --peer openmpi, where --exec-prefix does "
+        "not "
+        "reach [leave them out; --peer gloo runs where the prefix says]");
+  }
   if (specs[0].mpirun && !MpiBuilt()) {
     return Unimplemented("this build has no MPI [install libopenmpi-dev and configure again]");
   }
@@ -127,8 +133,9 @@ Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
     AddOpenMpi(options, specs);
   }
   if (Named(options.peers, "gloo")) {
-    COHORT_RETURN_IF_ERROR(GlooHas(options.operation).Annotate("peer gloo"));
-    specs.push_back({"gloo", "ring", "tcp", false, {}});
+    COHORT_RETURN_IF_ERROR(GlooHas(options).Annotate("peer gloo"));
+    const bool scatters = options.operation == Operation::kReduceScatter;
+    specs.push_back({"gloo", scatters ? "halving-doubling" : "ring", "tcp", false, {}});
     if (options.operation == Operation::kAllReduce) {
       specs.push_back({"gloo", "bcube", "tcp", false, {}});
     }
@@ -166,8 +173,7 @@ Result<std::vector<std::unique_ptr<Subject>>> MakeSubjects(const SubjectSpec& sp
   if (spec.implementation == "openmpi") {
     COHORT_ASSIGN_OR_RETURN(subjects.emplace_back(), MakeMpiSubject());
   } else if (spec.implementation == "gloo") {
-    COHORT_ASSIGN_OR_RETURN(subjects.emplace_back(),
-                            MakeGlooSubject(options, spec.configuration == "ring"));
+    COHORT_ASSIGN_OR_RETURN(subjects.emplace_back(), MakeGlooSubject(options, spec.configuration));
   } else if (spec.implementation == "memory") {
     subjects.push_back(MakeMemoryLimit(options));
   } else if (spec.implementation == "handover") {

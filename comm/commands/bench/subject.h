@@ -14,7 +14,8 @@
 
 namespace cohort::bench {
 
-// The buffers of an operation. All-reduce and broadcast work in place: output is input.
+// The buffers of an operation. All-reduce and broadcast work in place: output is input; so does a
+// reduce-scatter that scatters in place: output is the first part of input.
 struct Buffers {
   Buffer input;
   Buffer output;
@@ -29,10 +30,13 @@ class Subject {
   // the orders then ends the process.
   virtual Status Run(Operation operation, const Buffers& buffers) = 0;
   virtual Status Barrier() = 0;
+  // On all ranks, before the first operation on these buffers. Not timed.
+  virtual Status Prepare(Operation /*operation*/, const Buffers& /*buffers*/) { return {}; }
   // Memory for the buffers: private, unless the subject has better and was asked for it.
   virtual Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) {
     return AllocateMemory(bytes);
   }
+  virtual bool scatters_in_place() const { return false; }
   // Whether results are right, or only the time is.
   virtual bool exact() const { return true; }
 };
@@ -47,10 +51,14 @@ struct SubjectSpec {
   std::vector<std::string> environment;  // NAME=value, besides what all have
   std::string buffer = "private";
   int rails = 1;  // of ours over TCP
+
+  std::string name() const {
+    return implementation + (configuration.empty() ? "" : " " + configuration);
+  }
 };
 
-// All subjects that the options ask for, cohort first. FailedPrecondition or Unimplemented for a
-// peer that is not there or has no such operation.
+// All subjects that the options ask for, cohort first. Unimplemented for a peer that is not there
+// or has no such operation, InvalidArgument for one that cannot be started so.
 Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options);
 
 // Makes the subject of this process: one, or for threads (local) one for each rank.
@@ -64,8 +72,9 @@ std::unique_ptr<Subject> MakeCohortSubject(std::unique_ptr<Communicator> comm,
 Result<std::unique_ptr<Subject>> MakeMpiSubject();
 
 // gloo.cc or no_gloo.cc.
-Status GlooHas(Operation operation);
-Result<std::unique_ptr<Subject>> MakeGlooSubject(const Options& options, bool ring);
+Status GlooHas(const Options& options);
+Result<std::unique_ptr<Subject>> MakeGlooSubject(const Options& options,
+                                                 const std::string& configuration);
 
 // limits.cc
 std::unique_ptr<Subject> MakeMemoryLimit(const Options& options);
