@@ -61,8 +61,9 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
   app.add_option("--dtype", dtype, "element type")->capture_default_str();
   app.add_option("--algorithm", options.algorithm, "cohort's algorithm")->capture_default_str();
   app.add_option("--buffer", options.buffers,
-                 "private (the default), shared: the communicator's own memory "
-                 "(Communicator::Allocate), or both in turns")
+                 "private, shared: the communicator's own memory (Communicator::Allocate, where "
+                 "gradients lie), or both in turns, the first is what the ratios are to; default: "
+                 "shared,private over shm and hierarchical, else private")
       ->delimiter(',')
       ->check(CLI::IsMember({"private", "shared"}));
   app.add_option("--mpi-implementation", options.mpi_implementation,
@@ -126,7 +127,9 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
   }
   options.dtype = *type;
   if (options.buffers.empty()) {
-    options.buffers.emplace_back("private");
+    options.buffers = options.transport == "shm" || options.transport == "hierarchical"
+                          ? std::vector<std::string>{"shared", "private"}
+                          : std::vector<std::string>{"private"};
   }
   options.timeout = std::chrono::seconds(timeout);
   options.late = std::chrono::milliseconds(late);

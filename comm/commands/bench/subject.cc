@@ -101,8 +101,9 @@ Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
   std::vector<SubjectSpec> specs;
   for (const std::string& buffer : options.buffers) {
     for (const int rails : options.rails) {
-      const std::string configuration = (buffer == "private" ? "" : buffer) +
-                                        (rails == 1 ? "" : std::to_string(rails) + " rails");
+      const std::string several = rails == 1 ? "" : std::to_string(rails) + " rails";
+      const std::string configuration =
+          buffer == "private" ? several : buffer + (several.empty() ? "" : ", " + several);
       specs.push_back({"cohort",
                        configuration,
                        options.transport,
@@ -118,8 +119,7 @@ Result<std::vector<SubjectSpec>> SubjectsOf(const Options& options) {
   if (!options.exec_prefix.empty() && (specs[0].mpirun || Named(options.peers, "openmpi"))) {
     return InvalidArgument(
         "mpirun starts the ranks of --transport mpi and --peer openmpi, where --exec-prefix does "
-        "not "
-        "reach [leave them out; --peer gloo runs where the prefix says]");
+        "not reach [leave them out; --peer gloo runs where the prefix says]");
   }
   if (specs[0].mpirun && !MpiBuilt()) {
     return Unimplemented("this build has no MPI [install libopenmpi-dev and configure again]");
