@@ -102,7 +102,8 @@ class Exchange final : private TransportListener {
   // others.
   Status AwaitPeers(const std::function<bool(int peer)>& arrived);
   // In a collective, before this rank shows anything, after one that was given up: until all others
-  // have given that up too, and so have read what was shown before it and goes now.
+  // have given that up too: they have read what was shown before it and goes now, and show nothing
+  // for it any more.
   Status AwaitRejects();
   bool gave_up() const { return gave_up_; }  // and nothing was shown since
   // `peer` is in an operation of another fingerprint: until records have shown which.

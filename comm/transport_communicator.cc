@@ -12,7 +12,6 @@
 #include "algorithms/algorithms.h"
 #include "algorithms/one_shot.h"
 #include "algorithms/shared.h"
-#include "shm/board.h"
 
 namespace cohort {
 namespace {
@@ -453,20 +452,16 @@ Status TransportCommunicator::RunAtOnce() {
   const Reduction* const reduction = at_once_.reduction ? &*at_once_.reduction : nullptr;
   const bool one_shot = AlgorithmOf(exchange_.record()) == Algorithm::kOneShot;
   const std::uint64_t ticks = TickClock::Ticks();
-  const bool missed_news = MissedNews(ticks);
   Status status = exchange_.Trouble();
   if (status.ok() && one_shot && AgreeAtOnce(exchange_)) {
-    if (reduction != nullptr) {
-      status = CombineShown(exchange_, at_once_.data, *reduction);
-    }
-    status = exchange_.End(status);
+    status = exchange_.End(CombineShown(exchange_, at_once_.data, reduction));
     heard_ = clock_.At(ticks);  // all were there, or nearly so
     heard_ticks_ = ticks;
     return Enter(at_once_.flight, AlgorithmOf(exchange_.record()),
                  static_cast<std::int64_t>(at_once_.data.size()), status);
   }
   if (status.ok()) {
-    if (missed_news) {
+    if (MissedNews(ticks)) {
       Hear();
     }
     status = one_shot ? FinishOneShot(exchange_, at_once_.data, reduction)
@@ -513,7 +508,7 @@ Result<Algorithm> TransportCommunicator::AlgorithmFor(const OperationRecord& rec
     if (name == AlgorithmName(Algorithm::kOneShot) && shares_) {  // Quiet would have taken it
       return InvalidArgument(std::string(OperationKindName(record.kind)) + " of " +
                              std::to_string(total) +
-                             " bytes: one_shot is for all-reduces of at most 32 KiB, and 64 KiB of "
+                             " bytes: one_shot is for all-reduces of at most 64 KiB of "
                              "all ranks together [choose auto or shared]");
     }
     const Menu menu = MenuOf(record.kind);

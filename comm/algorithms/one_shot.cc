@@ -11,6 +11,7 @@ namespace cohort {
 namespace {
 
 constexpr std::size_t kMostRanks = 64;
+static_assert(2 * BoardSlot::kBytes >= kMostOneShotRead);  // so what is little enough fits a slot
 constexpr int kSpins = 64;  // looks before the transport's own waiting
 
 bool AllShown(Board& board, std::uint64_t number) {
@@ -38,7 +39,6 @@ int OtherFingerprint(Board& board, std::uint64_t number) {
 bool HasOneShot(Transport& transport, std::size_t bytes) {
   const Board* board = transport.board();
   return board != nullptr && static_cast<std::size_t>(board->size()) <= kMostRanks &&
-         bytes <= BoardSlot::kBytes &&
          bytes * static_cast<std::size_t>(board->size()) <= kMostOneShotRead;
 }
 
@@ -72,7 +72,7 @@ Status AwaitAgreement(Exchange& exchange) {
 
 Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction) {
   COHORT_RETURN_IF_ERROR(AwaitAgreement(exchange));
-  return reduction != nullptr ? CombineShown(exchange, data, *reduction) : OkStatus();
+  return CombineShown(exchange, data, reduction);
 }
 
 Status Overtaken(Exchange& exchange) {
@@ -81,27 +81,34 @@ Status Overtaken(Exchange& exchange) {
                  "showed for this one was read");
 }
 
-Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction) {
+Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction* reduction) {
   Board& board = *exchange.transport().board();
-  exchange.transport().Count(data.size(), data.size() * static_cast<std::size_t>(board.size() - 1));
   const std::uint64_t number = exchange.record().sequence;
   board.Fetch(number, data.size());
+  if (reduction == nullptr) {
+    return {};
+  }
+  exchange.transport().Count(data.size(), data.size() * static_cast<std::size_t>(board.size() - 1));
   std::array<const std::byte*, kMostRanks> sources;
   for (int p = 0; p < board.size(); ++p) {
-    const BoardSlot* const slot = p == board.rank() ? nullptr : board.Look(p, number);
-    if (p != board.rank() && slot == nullptr) {
-      return Overtaken(exchange);
+    const std::byte*& source = sources[static_cast<std::size_t>(p)];
+    source = data.data();
+    if (p != board.rank()) {
+      const BoardSlot* const slot = board.Look(p, number);
+      if (slot == nullptr) {
+        return Overtaken(exchange);
+      }
+      source = slot->Place(data.size());
     }
-    sources[static_cast<std::size_t>(p)] = slot == nullptr ? data.data() : slot->Place(data.size());
   }
   if (board.size() == 2) {
-    reduction.Combine(data.data(), sources[0], sources[1], data.size());
+    reduction->Combine(data.data(), sources[0], sources[1], data.size());
   } else {
-    CombineCanonically(reduction, data.data(),
+    CombineCanonically(*reduction, data.data(),
                        std::span(sources).first(static_cast<std::size_t>(board.size())),
                        data.size());
   }
-  reduction.Finish(data.data(), data.size(), exchange.size());
+  reduction->Finish(data.data(), data.size(), exchange.size());
   return board.StillShown(number) ? OkStatus() : Overtaken(exchange);
 }
 

@@ -16,12 +16,11 @@
 
 namespace cohort {
 
-// One shot is for what fits a slot of the board (BoardSlot::kBytes), and for so many bytes of all
-// ranks together.
+// One shot is for so many bytes of all ranks together.
 inline constexpr std::size_t kMostOneShotRead = 64 << 10;
 
-// Whether operations over `bytes` can go in one shot here, which all ranks answer alike. It is then
-// the fastest way, wherever they lie.
+// Whether operations over `bytes` can go in one shot here, which all ranks answer alike. Two ranks
+// have no faster way then, wherever the buffers lie.
 bool HasOneShot(Transport& transport, std::size_t bytes);
 
 // Until all ranks show something for the operation under way, and that they are in the same one.
@@ -34,7 +33,7 @@ void ShowOneShot(Exchange& exchange, Bytes data);
 // In place. `reduction` nullptr: nothing is combined, for a barrier.
 Status FinishOneShot(Exchange& exchange, MutableBytes data, const Reduction* reduction);
 // Where all are known to agree, what is left of it. Aborted, `data` being of no use: see Overtaken.
-Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction& reduction);
+Status CombineShown(Exchange& exchange, MutableBytes data, const Reduction* reduction);
 // What a rank shows was replaced before this one had read it: see Board::StillShown.
 Status Overtaken(Exchange& exchange);
 

@@ -137,12 +137,12 @@ class Board {
     return slot.number.load(std::memory_order_acquire) == number ? &slot : nullptr;
   }
   // What this rank has shown last; its data where they are few.
-  struct Shown {
+  struct Showing {
     std::uint64_t number = 0;
     std::uint64_t fingerprint = 0;
     decltype(BoardSlot::few) few{};
   };
-  const Shown& shown() const { return shown_; }
+  const Showing& shown() const { return shown_; }
 
   // How others reach `data` of this rank, and what another's `loan` is here; nothing and nullptr
   // where memory is private.
@@ -248,11 +248,10 @@ class Board {
  private:
   // Of stores, and of loads: the processor does (x86), so the compiler has to.
   static void KeepOrder() { std::atomic_signal_fence(std::memory_order_seq_cst); }
-  Region& region(std::uint64_t rank) const { return *regions_[rank]; }
-  Region& region(int rank) const { return region(static_cast<std::uint64_t>(rank)); }
+  Region& region(int rank) const { return *regions_[static_cast<std::size_t>(rank)]; }
   // Where `rank` shows something for operation `number`.
   BoardSlot& SlotOf(int rank, std::uint64_t number) const {
-    return takes_turns_ ? region((static_cast<std::uint64_t>(rank) + number) % 2).board.slots[0]
+    return takes_turns_ ? regions_[(static_cast<std::uint64_t>(rank) + number) % 2]->board.slots[0]
                         : region(rank).board.slots[number % 2];
   }
   const std::byte* LinesOf(int rank, std::uint64_t number) const {
@@ -289,7 +288,7 @@ class Board {
   SharedSegments* const segments_;
   const bool crowded_;
   const bool takes_turns_;
-  Shown shown_;
+  Showing shown_;
   MutableBytes open_;  // of the operation that is shown
   std::unique_ptr<Memory> staging_;
 };

@@ -1,9 +1,9 @@
 // Region: what one rank shows the others of its group: rings of frames to each of them, how far it
 // has come in theirs, and a board for small contributions.
 //
-// A rank writes to its own region alone: the others map it for reading. Whatever a process does or
-// leaves behind when it dies, it cannot damage those of its peers. There is no lock; every field
-// has one writer. Of two ranks, each also writes to the board of the other, in turns.
+// A rank writes to its own region, which the others map for reading: whatever a process does or
+// leaves behind when it dies, it cannot damage the rings of its peers. There is no lock; every
+// field has one writer, but for the board of two ranks, which each of them writes to in turns.
 
 #pragma once
 
@@ -65,7 +65,7 @@ struct BoardSlot {
   }
   // From the begin of the slot to the end of data.
   static constexpr std::size_t End(std::size_t bytes) {
-    return bytes <= kLine - 16 ? kLine : kLine + bytes;
+    return kLine + (bytes <= sizeof(few) ? 0 : bytes);
   }
 };
 
@@ -74,8 +74,9 @@ struct BoardSlot {
 //
 // Two ranks use the first slot of each other in turns: what one shows for operation k lies where
 // the other showed its own for k - 1, which this one alone has read. So the lines that it reads are
-// those that it writes next: each crosses from core to core once for each operation, and no store
-// waits for lines to come back.
+// those that it writes next: asked for as such, each crosses from core to core once for each
+// operation, and storing waits for none to come back. Nobody shows anything for k - 1 once the
+// other has shown k (Exchange::AwaitRejects).
 struct alignas(4096) RegionBoard {  // whole pages, which two ranks may both write to
   std::array<BoardSlot, 2> slots;
 };

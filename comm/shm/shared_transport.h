@@ -26,7 +26,7 @@ namespace cohort {
 struct SharedParts {
   int rank = 0;
   RegionLayout layout;
-  std::vector<std::byte*> regions;           // by rank; those of others are only read
+  std::vector<std::byte*> regions;           // by rank; of others only the board is written
   std::vector<int> bells;                    // eventfds
   bool crowded = false;                      // fewer cores than ranks: waiting gives the core away
   std::shared_ptr<void> memory;              // owners of regions and bells: the ranks' transports

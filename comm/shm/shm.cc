@@ -23,7 +23,8 @@ namespace {
 
 // Owners: the group's transport.
 struct ShmMemory {
-  std::vector<Mapping> regions;  // by rank: the own one to write, the others to read
+  std::vector<Mapping>
+      regions;  // by rank: the own one to write, the others to read (but see RegionBoard)
   std::vector<Socket> bells;
 };
 

@@ -21,9 +21,9 @@ namespace {
 constexpr std::size_t kBehind = 64;  // bytes behind a buffer, which nobody may touch
 constexpr auto kUntouched = std::byte{0xA5};
 
-// One element less, as many as fit, and one more: of one shot (of two ranks, of any number, of all
-// ranks together), of what TCP copies, of what is kept for whoever asks later and what MPI sends
-// before it is asked for, the same in each rank's chunk, and of segments.
+// One element less, as many as fit, and one more: of one shot (in the line of the number, of any
+// number of ranks, of all together), of what TCP copies, of what is kept for whoever asks later and
+// what MPI sends before it is asked for, the same in each rank's chunk, and of segments.
 std::set<std::int64_t> CountsAroundThresholds(std::int64_t ranks, DType dtype) {
   std::set<std::int64_t> counts;
   for (const std::int64_t bytes :
@@ -84,8 +84,7 @@ Status CheckSum(Communicator& comm, Sums& sums, std::int64_t count, const std::s
 }
 
 bool FitsOneShot(const Communicator& comm, std::size_t bytes) {
-  return bytes <= BoardSlot::kBytes &&
-         bytes * static_cast<std::size_t>(comm.size()) <= kMostOneShotRead;
+  return bytes * static_cast<std::size_t>(comm.size()) <= kMostOneShotRead;
 }
 
 // That "auto" goes in one shot up to its size.

@@ -1,6 +1,6 @@
 // What one hand-over between cores costs at least: each rank stores its values and a number, waits
-// for the others' numbers, adds their values, and calls the lines back where it will store next. No
-// call, no record, no deadline but a hang's.
+// for the others' numbers, adds their values, and calls the lines back where it will store next:
+// two ranks store where they have read, in turns. No call, no record, no deadline but a hang's.
 
 #include <fcntl.h>
 #include <immintrin.h>
@@ -23,7 +23,7 @@ namespace {
 constexpr std::size_t kHandoverBytes = 64 << 10;
 constexpr std::size_t kAtOnce = 16 * 64;  // bytes in the lines that a core asks for without waiting
 
-// Two slots a rank, in turns: who shows operation k has seen all of k - 1.
+// Two slots a rank, in turns: who shows operation k has seen all of k - 1. Of two ranks one each.
 struct Slot {
   alignas(64) std::atomic<std::uint64_t> number;
   std::byte data[kHandoverBytes];
@@ -56,7 +56,11 @@ class HandoverLimit final : public Subject {
     for (int step = 1; step < size_; ++step) {
       const Slot& other = SlotOf((rank_ + step) % size_, number_);
       COHORT_RETURN_IF_ERROR(Await(other.number));
-      for (std::size_t at = 0; at < std::min(buffers.input.bytes(), kAtOnce); at += 64) {
+      if (size_ == 2) {
+        Claim(other, buffers.input.bytes());
+      }
+      for (std::size_t at = 0; size_ > 2 && at < std::min(buffers.input.bytes(), kAtOnce);
+           at += 64) {
         asm volatile("prefetcht0 %0" : : "m"(other.data[at]));
       }
       const auto* const values = reinterpret_cast<const float*>(other.data);
@@ -64,9 +68,8 @@ class HandoverLimit final : public Subject {
         sum[i] += values[i];
       }
     }
-    const auto* const next = reinterpret_cast<const std::byte*>(&SlotOf(rank_, number_ + 1));
-    for (std::size_t at = 0; at < 64 + std::min(buffers.input.bytes(), kAtOnce); at += 64) {
-      asm volatile("prefetchw %0" : : "m"(next[at]));
+    if (size_ > 2) {
+      Claim(SlotOf(rank_, number_ + 1), buffers.input.bytes());
     }
     return {};
   }
@@ -75,7 +78,14 @@ class HandoverLimit final : public Subject {
   static constexpr std::uint64_t kLookAtClock = 65536;  // spins
 
   Slot& SlotOf(int rank, std::uint64_t number) {
-    return slots_[2 * static_cast<std::size_t>(rank) + number % 2];
+    const auto r = static_cast<std::uint64_t>(rank);
+    return slots_[size_ == 2 ? 2 * ((r + number) % 2) : 2 * r + number % 2];
+  }
+  static void Claim(const Slot& slot, std::size_t bytes) {
+    const auto* const lines = reinterpret_cast<const std::byte*>(&slot);
+    for (std::size_t at = 0; at < 64 + std::min(bytes, kAtOnce); at += 64) {
+      asm volatile("prefetchw %0" : : "m"(lines[at]));
+    }
   }
 
   Status Await(const std::atomic<std::uint64_t>& number) const {

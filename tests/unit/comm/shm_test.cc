@@ -151,8 +151,8 @@ TEST(Shm, OthersWriteToTheBufferOnly) {
   }
 }
 
-// Of two and three ranks, whose values are on the board or pass through staging memory; in quick
-// succession, with other operations between and mismatches before.
+// Of two and three ranks, whose values are on the board, in each other's memory, or pass through
+// staging memory; in quick succession, with other operations between and mismatches before.
 TEST(Shm, SmallLentAndPrivateBuffersGiveTheSameResults) {
   constexpr std::size_t kMost = 10000;  // more than the board takes
   for (const int ranks : {2, 3}) {
@@ -255,7 +255,7 @@ TEST(OneShot, SaysHowMuchItTakes) {
   const auto pending =
       communicators[0]->AllReduce(std::span(large), ReduceOp::kSum, {.algorithm = "one_shot"});
   EXPECT_EQ(pending.status().code(), StatusCode::kInvalidArgument);
-  EXPECT_THAT(pending.status().message(), HasSubstr("at most 32 KiB"));
+  EXPECT_THAT(pending.status().message(), HasSubstr("at most 64 KiB of all ranks"));
   testing::ExpectAllOk(
       testing::RunRanks(2, [&](int rank) {  // harmless, and small ones are possible
         std::vector<float> small(10, 1.0F);

@@ -43,11 +43,11 @@ std::string NameOf(Over over) {
   return over == Over::kLocal ? "local" : over == Over::kShm ? "shm" : "tcp";
 }
 
-// Parameters smaller and larger than a small bucket, than what is sent in one shot (32 KiB), and
-// than a segment (256 KiB).
+// Parameters smaller and larger than a small bucket, than what is sent in one shot (64 KiB of all),
+// and than a segment (256 KiB).
 ParameterSet RealParameters() {
   ParameterSet parameters;
-  const std::vector<Shape> shapes{{50, 3}, {40}, {7}, {90, 60}, {70'001}};
+  const std::vector<Shape> shapes{{50, 3}, {40}, {7}, {120, 90}, {70'001}};
   for (std::size_t p = 0; p < shapes.size(); ++p) {
     parameters.Add("p" + std::to_string(p), shapes[p], [p](std::uint64_t i) {
       return std::sin(0.7F * static_cast<float>(i % 1009) + static_cast<float>(p));

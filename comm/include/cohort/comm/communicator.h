@@ -89,7 +89,7 @@ struct CollectiveOptions {
 };
 
 // One operation under way. Destroying a Work does not cancel the operation; its buffers must
-// outlive it all the same.
+// outlive it all the same, and nobody may touch them before it is done.
 class Work {
  public:
   virtual ~Work() = default;
