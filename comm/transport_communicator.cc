@@ -79,7 +79,7 @@ Status TransportCommunicator::status() const {
 }
 
 Result<std::unique_ptr<Memory>> TransportCommunicator::Allocate(std::size_t bytes) {
-  return exchange_.transport().Allocate(bytes);
+  return native_ ? native_->Allocate(bytes) : exchange_.transport().Allocate(bytes);
 }
 
 // --- driving

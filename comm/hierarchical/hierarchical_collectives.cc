@@ -47,6 +47,10 @@ bool HierarchicalCollectives::Supports(OperationKind kind, DType /*dtype*/) cons
 
 std::int64_t HierarchicalCollectives::worth_bytes() const { return kWorthBytes; }
 
+Result<std::unique_ptr<Memory>> HierarchicalCollectives::Allocate(std::size_t bytes) {
+  return host_->Allocate(bytes);
+}
+
 // One all-reduce. Every rank of a host posts the host's operations in the same order, whatever it
 // waits for in between.
 class HierarchicalCollectives::Run {

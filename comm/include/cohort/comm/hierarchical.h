@@ -37,7 +37,8 @@ struct HierarchicalOptions {
 //
 // "auto" takes it from 256 KiB on. Between hosts each byte then travels as often as if every host
 // were one rank. All other operations, smaller ones, and groups made by Split go over TCP between
-// all ranks. Failures are as over TCP.
+// all ranks. Failures are as over TCP. Memory from Allocate is read by the ranks of the host where
+// it lies.
 //
 // Order: where every host has the same power of two of consecutive ranks the results are those of
 // the canonical order, as everywhere. Elsewhere they are the same bits in every run, but others
