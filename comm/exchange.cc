@@ -51,16 +51,7 @@ MutableBytes Exchange::Scratch(std::size_t bytes) {
   return {scratch_.get(), bytes};
 }
 
-std::string Exchange::Name(int rank) const {
-  std::string text = "rank " + std::to_string(rank);
-  if (peer_name_) {
-    const std::string name = peer_name_(rank);
-    if (name != text) {
-      text += " (" + name + ")";
-    }
-  }
-  return text;
-}
+std::string Exchange::Name(int rank) const { return NameOf(peer_name_, rank); }
 
 Status Exchange::Begin(OperationRecord&& record, Deadline started, Deadline deadline) {
   COHORT_RETURN_IF_ERROR(failure_);

@@ -146,7 +146,7 @@ class HierarchicalCollectives::Run {
   };
 
   Status Post(Communicator::Pending pending, std::shared_ptr<cohort::Work>& work) {
-    COHORT_RETURN_IF_ERROR(pending.status());
+    COHORT_RETURN_IF_ERROR(pending.status().Annotate(What()));
     work = std::move(pending).value();
     works_.push_back(work);
     return {};
@@ -159,8 +159,10 @@ class HierarchicalCollectives::Run {
           return work.done();
         },
         "the ranks of its host, or of its place on the other hosts", Duration(0)));
-    return work.Wait();
+    return work.Wait().Annotate(What());
   }
+  // Errors of the two say which of their operations, which nobody has called.
+  std::string What() const { return exchange_.record().Numbered(); }
   Status Scatter(Block& block) {
     return Post(owner_.host_->ReduceScatter(block.whole, block.slice, op_, options_),
                 block.scattered);

@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "testing/memory_store.h"
@@ -103,6 +105,29 @@ TEST(Hierarchical, MemoryOutlivesTheCommunicator) {
   });
   for (const std::unique_ptr<Memory>& memory : kept) {
     EXPECT_EQ(*reinterpret_cast<const float*>(memory->bytes().data()), 6);
+  }
+}
+
+// Of one that says late where it is, and then does not come, all are told in the time for one.
+TEST(Hierarchical, AllThatIsConnectedHasOneDeadline) {
+  constexpr std::chrono::milliseconds kConnect{1500};
+  MemoryStore store;
+  const auto begun = std::chrono::steady_clock::now();
+  const std::vector<Status> statuses = RunRanks(4, [&](int rank) -> Status {
+    if (rank == 3) {
+      std::this_thread::sleep_until(begun + kConnect * 4 / 5);
+      COHORT_RETURN_IF_ERROR(store.Insert("job/1/host/3", "b"));
+      return DeadlineExceeded("missing rank 3 (has not published an address)");
+    }
+    HierarchicalOptions hierarchical;
+    hierarchical.tcp.connect_timeout = kConnect;
+    hierarchical.host = rank < 2 ? "a" : "b";
+    return MakeHierarchicalCommunicator(rank, 4, store, "job", hierarchical).status();
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, kConnect * 3 / 2);
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(status.message(), HasSubstr("missing rank 3 (has not published an address)"));
   }
 }
 
