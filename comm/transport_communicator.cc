@@ -579,6 +579,9 @@ void TransportCommunicator::AddUnreckoned(CostEstimate& estimate, OperationKind 
       HasOneShot(exchange_.transport(), static_cast<std::size_t>(bytes))) {
     all.push_back(Algorithm::kOneShot);
   }
+  if (native_ && Takes(*native_, kind, DType::kFloat32, bytes)) {  // also if not by name
+    all.push_back(native_->algorithm());
+  }
   for (const Algorithm algorithm : all) {
     const std::string_view name = AlgorithmName(algorithm);
     if (std::ranges::find(estimate.algorithms, name, &AlgorithmCost::algorithm) ==
