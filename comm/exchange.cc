@@ -17,6 +17,11 @@ std::string Seconds(Duration duration) {
   return text + " s";
 }
 
+// How long the others have to say where they are.
+Duration GraceOf(Duration waited) {
+  return std::clamp<Duration>(waited / 10, milliseconds(50), milliseconds(1000));
+}
+
 }  // namespace
 
 Exchange::Exchange(std::unique_ptr<Transport> transport, int rank, int size,
@@ -51,16 +56,7 @@ MutableBytes Exchange::Scratch(std::size_t bytes) {
   return {scratch_.get(), bytes};
 }
 
-std::string Exchange::Name(int rank) const {
-  std::string text = "rank " + std::to_string(rank);
-  if (peer_name_) {
-    const std::string name = peer_name_(rank);
-    if (name != text) {
-      text += " (" + name + ")";
-    }
-  }
-  return text;
-}
+std::string Exchange::Name(int rank) const { return NameOf(peer_name_, rank); }
 
 Status Exchange::Begin(OperationRecord&& record, Deadline started, Deadline deadline) {
   COHORT_RETURN_IF_ERROR(failure_);
@@ -77,6 +73,7 @@ Status Exchange::Begin(OperationRecord&& record, Deadline started, Deadline dead
   }
   record_.sequence = collectives_;
   active_ = true;
+  asked_ = false;
   warned_ = false;
   if (!rejected_.ok()) {
     rejected_ = Status();
@@ -299,11 +296,7 @@ Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
       return TimedOut(done);
     }
     const Deadline tell_at = TellNext(now);
-    const Deadline warn_at = started_ + slow_peer_warning_;
-    if (!warned_ && now >= warn_at) {
-      WarnOfSlowPeers();
-    }
-    Step(std::min({deadline_, leavers, warned_ ? deadline_ : warn_at, tell_at, now + period}));
+    Step(std::min({deadline_, leavers, WarnOfSlowPeers(now), tell_at, now + period}));
   }
 }
 
@@ -326,10 +319,27 @@ std::string Exchange::AwaitedNames() const {
   return text.empty() ? awaited_elsewhere_ : text;
 }
 
-void Exchange::WarnOfSlowPeers() {
+// Asks the others where they are, and tells a little later who is behind, which need not be whom
+// this rank waits for. Returns when to look again.
+Deadline Exchange::WarnOfSlowPeers(Deadline now) {
+  const Deadline ask_at = started_ + slow_peer_warning_;
+  if (warned_ || now < ask_at) {
+    return warned_ ? Deadline::max() : ask_at;
+  }
+  if (!asked_) {
+    asked_ = true;
+    answer_by_ = now + GraceOf(slow_peer_warning_);
+    AskForSignsOfLife();
+  }
+  if (now < answer_by_ && !AllAnswered()) {
+    return answer_by_;
+  }
   warned_ = true;
+  const std::string culprits = Culprits();
   log_.Warning(record_.Numbered() + " on " + Name(rank_) + " has waited " +
-               Seconds(std::chrono::steady_clock::now() - started_) + " for " + AwaitedNames());
+               Seconds(now - started_) +
+               (culprits.empty() ? " for " + AwaitedNames() : ": " + culprits));
+  return Deadline::max();
 }
 
 // A peer that left in good order has sent all it ever will. It has also taken all it ever will, but
@@ -361,26 +371,32 @@ std::string Exchange::Where() const {
              : "after " + record_.Numbered();
 }
 
-Status Exchange::TimedOut(const std::function<bool()>& done) {
-  const Duration timeout = deadline_ - started_;
+void Exchange::AskForSignsOfLife() {
   for (int p = 0; p < size_; ++p) {
+    peer(p).heard_stalled = false;  // what it said at a warning is long ago
     GiveSignOfLife(p, true);
   }
-  const auto everyone_spoke = [&] {
-    for (int p = 0; p < size_; ++p) {
-      const Peer& other = peer(p);
-      const bool concerned = !record_.point_to_point() || p == record_.root;
-      if (p != rank_ && concerned && other.presence == Presence::kHere && !other.heard_stalled) {
-        return false;
-      }
+}
+
+bool Exchange::AllAnswered() const {
+  for (int p = 0; p < size_; ++p) {
+    const Peer& other = peer(p);
+    const bool concerned = !record_.point_to_point() || p == record_.root;
+    if (p != rank_ && concerned && other.presence == Presence::kHere && !other.heard_stalled) {
+      return false;
     }
-    return true;
-  };
-  const Duration grace = std::clamp<Duration>(timeout / 10, milliseconds(50), milliseconds(1000));
+  }
+  return true;
+}
+
+Status Exchange::TimedOut(const std::function<bool()>& done) {
+  const Duration timeout = deadline_ - started_;
+  AskForSignsOfLife();
+  const Duration grace = GraceOf(timeout);
   const Deadline first = DeadlineAfter(grace);
   const Deadline second = first + grace;
   for (Deadline now = first - grace; now < second; now = std::chrono::steady_clock::now()) {
-    const bool all_spoke = everyone_spoke();
+    const bool all_spoke = AllAnswered();
     if ((all_spoke || now >= first) && !Culprits().empty()) {
       break;
     }

@@ -159,11 +159,13 @@ class Exchange final : private TransportListener {
   void Tell(int peer, FrameKind kind, Bytes body);
   bool JudgeFirstOpen(int peer);  // false: a failure is pending
   void GiveSignOfLife(int peer, bool ask);
+  void AskForSignsOfLife();  // of all others
+  bool AllAnswered() const;  // who can, and takes part
   Status WaitUntil(const std::function<bool()>& done, Duration period = std::chrono::hours(1));
   void Step(Deadline until);
   bool TakeAbortRequest();  // whether there was one
   Deadline CheckLeavers(Deadline now);
-  void WarnOfSlowPeers();
+  Deadline WarnOfSlowPeers(Deadline now);
   bool Owes(int peer) const;
   bool Awaited(int peer) const;
   std::string AwaitedNames() const;
@@ -207,6 +209,8 @@ class Exchange final : private TransportListener {
   Deadline deadline_;
   std::atomic<std::uint64_t> told_ = 0;  // frames that are no data
   bool told_next_ = false;               // the next rank, of the operation under way
+  bool asked_ = false;                   // at the warning, where slow peers are
+  Deadline answer_by_;                   // if asked_
   bool warned_ = false;
   std::string awaited_elsewhere_;                      // what Poll waits for
   const std::function<bool(int)>* arrived_ = nullptr;  // what AwaitPeers waits for

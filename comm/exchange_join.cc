@@ -61,6 +61,7 @@ std::optional<OperationRecord> Exchange::ToShadow() {
 }
 
 Result<std::optional<OperationRecord>> Exchange::NextShadow(Deadline deadline) {
+  Deadline warn_at = DeadlineAfter(slow_peer_warning_);
   for (;;) {
     std::optional<OperationRecord> next = ToShadow();  // first: a message among them is an error
     COHORT_RETURN_IF_ERROR(failure_);
@@ -82,13 +83,19 @@ Result<std::optional<OperationRecord>> Exchange::NextShadow(Deadline deadline) {
         return failure_;
       }
     }
-    if (std::chrono::steady_clock::now() >= deadline) {
-      Fail(DeadlineExceeded(Name(rank_) + " has joined, and nothing came " + Where() +
-                            " (generation " + std::to_string(generation_) + "); not joined: " +
-                            (missing.empty() ? "nobody, but operations are missing" : missing)));
-      return failure_;
+    const Deadline now = std::chrono::steady_clock::now();
+    if (now >= std::min(deadline, warn_at)) {
+      const std::string what =
+          Name(rank_) + " has joined, and nothing came " + Where() +
+          "; not joined: " + (missing.empty() ? "nobody, but operations are missing" : missing);
+      if (now >= deadline) {
+        Fail(DeadlineExceeded(what));
+        return failure_;
+      }
+      log_.Warning(what);
+      warn_at = Deadline::max();
     }
-    Step(deadline);
+    Step(std::min(deadline, warn_at));
     COHORT_RETURN_IF_ERROR(failure_);
   }
 }

@@ -5,6 +5,8 @@
 
 #include <cohort/comm/communicator.h>
 
+#include <memory>
+
 #include "algorithms/choose.h"
 #include "exchange.h"
 #include "operation.h"
@@ -24,6 +26,10 @@ class NativeCollectives {
   // "auto" takes it for buffers from this size on.
   virtual std::int64_t worth_bytes() const { return 0; }
   virtual bool Supports(OperationKind kind, DType dtype) const = 0;
+  // See Communicator::Allocate. From any thread.
+  virtual Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) {
+    return AllocateMemory(bytes);
+  }
   virtual Status AllReduce(Exchange& exchange, Buffer buffer, ReduceOp op) = 0;
   virtual Status Broadcast(Exchange& /*exchange*/, Buffer /*buffer*/, int /*root*/) {
     return Unimplemented("Broadcast");

@@ -21,13 +21,13 @@ void Deliver(std::byte* to, Bytes arriving, const CombineWith& combine, const st
   }
 }
 
-std::string NameOf(const CommunicatorOptions& options, int rank) {
+std::string NameOf(const std::function<std::string(int)>& peer_name, int rank) {
   const std::string text = "rank " + std::to_string(rank);
-  if (!options.peer_name) {
+  if (!peer_name) {
     return text;
   }
-  const std::string name = options.peer_name(rank);
-  return name == text ? text : text + " (" + name + ")";
+  std::string name = peer_name(rank);
+  return name.starts_with("rank ") ? name : text + " (" + name + ")";
 }
 
 }  // namespace cohort

@@ -19,6 +19,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -203,7 +204,11 @@ class Transport {
 // Stores `arriving` at `to` as a receive asks for it, with `local` where it combines.
 void Deliver(std::byte* to, Bytes arriving, const CombineWith& combine, const std::byte* local);
 
-// What errors call a rank: "rank 3", or "rank 3 (worker:3)".
-std::string NameOf(const CommunicatorOptions& options, int rank);
+// What errors call a rank: "rank 3", or "rank 3 (worker:3)". A `peer_name` that begins with "rank "
+// is all of it: that of the group that this one is a part of.
+std::string NameOf(const std::function<std::string(int rank)>& peer_name, int rank);
+inline std::string NameOf(const CommunicatorOptions& options, int rank) {
+  return NameOf(options.peer_name, rank);
+}
 
 }  // namespace cohort

@@ -78,7 +78,7 @@ Status TransportCommunicator::status() const {
 }
 
 Result<std::unique_ptr<Memory>> TransportCommunicator::Allocate(std::size_t bytes) {
-  return exchange_.transport().Allocate(bytes);
+  return native_ ? native_->Allocate(bytes) : exchange_.transport().Allocate(bytes);
 }
 
 // --- driving
@@ -549,6 +549,9 @@ Result<CostEstimate> TransportCommunicator::Explain(OperationKind kind, std::int
               {.name = "explain"},
               [this, kind, bytes, quiet, &estimate](Exchange& exchange, Algorithm /*algorithm*/) {
                 estimate = size_ > 1 ? cost_.Estimate(exchange, kind, bytes) : CostEstimate();
+                if (estimate.ok() && size_ > 1) {
+                  AddUnreckoned(estimate.value(), kind, bytes);
+                }
                 if (estimate.ok() && native_ && Takes(*native_, kind, DType::kFloat32, bytes)) {
                   estimate.value().chosen = AlgorithmName(native_->algorithm());
                 }
@@ -560,6 +563,27 @@ Result<CostEstimate> TransportCommunicator::Explain(OperationKind kind, std::int
               }));
   COHORT_RETURN_IF_ERROR(work->Wait());
   return estimate;
+}
+
+void TransportCommunicator::AddUnreckoned(CostEstimate& estimate, OperationKind kind,
+                                          std::int64_t bytes) {
+  std::vector<Algorithm> all = MenuOf(kind).offered;
+  if (shares_ && kind == OperationKind::kAllReduce &&
+      HasOneShot(exchange_.transport(), static_cast<std::size_t>(bytes))) {
+    all.push_back(Algorithm::kOneShot);
+  }
+  if (native_ && Takes(*native_, kind, DType::kFloat32, bytes)) {  // also if not by name
+    all.push_back(native_->algorithm());
+  }
+  for (const Algorithm algorithm : all) {
+    const std::string_view name = AlgorithmName(algorithm);
+    if (std::ranges::find(estimate.algorithms, name, &AlgorithmCost::algorithm) ==
+        estimate.algorithms.end()) {
+      const bool native = native_ && algorithm == native_->algorithm();
+      estimate.algorithms.push_back(
+          {name, std::nullopt, native ? native_->keeps_order() : KeepsOrder(algorithm)});
+    }
+  }
 }
 
 void TransportCommunicator::Abort(const Status& reason) {

@@ -116,6 +116,8 @@ class TransportCommunicator final : public Communicator, private Driver {
   // The quiet algorithm, one_shot or shared, that all ranks take for these arguments, if one.
   std::optional<Algorithm> Quiet(OperationKind kind, std::size_t bytes,
                                  const std::string& algorithm);
+  // The algorithms that the cost model does not know.
+  void AddUnreckoned(CostEstimate& estimate, OperationKind kind, std::int64_t bytes);
   // Begins a quiet operation on the calling thread, if nothing is before it.
   std::unique_ptr<Work> BeginAtOnce(OperationRecord& record, Buffer buffer,
                                     const CollectiveOptions& options);

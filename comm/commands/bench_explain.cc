@@ -6,13 +6,17 @@
 #include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <optional>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include <cohort/comm/communicator.h>
+#include <cohort/comm/hierarchical.h>
 #include <cohort/comm/local.h>
 #include <cohort/comm/mpi.h>
+#include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
 
 #include "../thread_store.h"
@@ -26,6 +30,7 @@ using Clock = std::chrono::steady_clock;
 struct Options {
   std::string transport = "local";
   int ranks = 2;
+  int ranks_per_host = 2;
   std::string operation = "allreduce";
   std::vector<std::int64_t> sizes = {64, 4 << 10, 64 << 10, 1 << 20, 16 << 20};
   int rounds = 15;
@@ -60,13 +65,11 @@ Status Wait(Communicator::Pending pending) {
   return pending.value()->Wait();
 }
 
-// The operation on a buffer of `memory`'s size; for the two others that is all ranks' part
-// together.
-Status RunOnce(Communicator& comm, const Options& options, std::vector<float>& memory,
+// The operation on a buffer of this size; for the two others that is all ranks' part together.
+Status RunOnce(Communicator& comm, const Options& options, std::span<float> all,
                const std::string& algorithm) {
-  const std::span<float> all(memory);
   const CollectiveOptions how = {.name = "explain", .algorithm = algorithm};
-  const std::size_t part = memory.size() / static_cast<std::size_t>(comm.size());
+  const std::size_t part = all.size() / static_cast<std::size_t>(comm.size());
   const std::span<float> mine = all.subspan(static_cast<std::size_t>(comm.rank()) * part, part);
   switch (options.kind()) {
     case OperationKind::kReduceScatter:
@@ -80,9 +83,12 @@ Status RunOnce(Communicator& comm, const Options& options, std::vector<float>& m
 
 Result<Size> Measure(Communicator& comm, const Options& options, std::int64_t bytes) {
   const auto n = static_cast<std::size_t>(comm.size());
-  std::vector<float> memory(std::max<std::size_t>(static_cast<std::size_t>(bytes) / 4 / n, 1) * n);
+  const std::size_t count = std::max<std::size_t>(static_cast<std::size_t>(bytes) / 4 / n, 1) * n;
+  COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory,
+                          comm.Allocate(count * sizeof(float)));
+  const std::span all(reinterpret_cast<float*>(memory->bytes().data()), count);
   Size size;
-  size.bytes = static_cast<std::int64_t>(memory.size() * 4);
+  size.bytes = static_cast<std::int64_t>(all.size_bytes());
   COHORT_ASSIGN_OR_RETURN(size.estimate, comm.Explain(options.kind(), size.bytes));
   for (const AlgorithmCost& cost : size.estimate.algorithms) {
     size.lines.push_back({cost, {}});
@@ -91,7 +97,7 @@ Result<Size> Measure(Communicator& comm, const Options& options, std::int64_t by
     for (Line& line : size.lines) {
       COHORT_RETURN_IF_ERROR(Wait(comm.Barrier()));
       const auto start = Clock::now();
-      COHORT_RETURN_IF_ERROR(RunOnce(comm, options, memory, std::string(line.cost.algorithm)));
+      COHORT_RETURN_IF_ERROR(RunOnce(comm, options, all, std::string(line.cost.algorithm)));
       if (round >= 0) {
         line.seconds.push_back(std::chrono::duration<double>(Clock::now() - start).count());
       }
@@ -121,8 +127,12 @@ void PrintTable(const Communicator& comm, const Options& options, const std::vec
   for (const Size& size : sizes) {
     for (const Line& line : size.lines) {
       const std::string name(line.cost.algorithm);
-      std::printf("%12lld %-20s %14.2f %14.2f%s%s\n", static_cast<long long>(size.bytes),
-                  name.c_str(), line.cost.seconds * 1e6, line.median() * 1e6,
+      char predicted[32] = "-";
+      if (line.cost.seconds) {
+        std::snprintf(predicted, sizeof(predicted), "%.2f", *line.cost.seconds * 1e6);
+      }
+      std::printf("%12lld %-20s %14s %14.2f%s%s\n", static_cast<long long>(size.bytes),
+                  name.c_str(), predicted, line.median() * 1e6,
                   line.cost.in_order ? "" : "  (by name only)",
                   name == size.estimate.chosen ? "  <- auto" : "");
     }
@@ -133,9 +143,10 @@ void PrintJson(const Communicator& comm, const Options& options, const std::vect
   nlohmann::json results = nlohmann::json::array();
   for (const Size& size : sizes) {
     for (const Line& line : size.lines) {
+      const std::optional<double> seconds = line.cost.seconds;
       results.push_back({{"bytes", size.bytes},
                          {"algorithm", line.cost.algorithm},
-                         {"predicted_us", line.cost.seconds * 1e6},
+                         {"predicted_us", seconds ? nlohmann::json(*seconds * 1e6) : nullptr},
                          {"time_us", line.median() * 1e6},
                          {"in_order", line.cost.in_order},
                          {"chosen", line.cost.algorithm == size.estimate.chosen}});
@@ -167,6 +178,19 @@ Status RunRank(Communicator& comm, const Options& options) {
   return {};
 }
 
+Result<std::unique_ptr<Communicator>> Connect(int rank, const Options& options,
+                                              KeyValueStore& store) {
+  if (options.transport == "shm") {
+    return MakeShmCommunicator(rank, options.ranks, store, "explain");
+  }
+  if (options.transport == "hierarchical") {
+    HierarchicalOptions hierarchical;
+    hierarchical.host = "host " + std::to_string(rank / options.ranks_per_host);
+    return MakeHierarchicalCommunicator(rank, options.ranks, store, "explain", hierarchical);
+  }
+  return MakeTcpCommunicator(rank, options.ranks, store, "explain", {});
+}
+
 // The ranks are threads of this process.
 Status RunThreads(const Options& options) {
   ThreadStore store;
@@ -179,7 +203,7 @@ Status RunThreads(const Options& options) {
   for (int rank = 0; rank < options.ranks; ++rank) {
     threads.emplace_back([&, rank] {
       const auto at = static_cast<std::size_t>(rank);
-      auto comm = local.empty() ? MakeTcpCommunicator(rank, options.ranks, store, "explain", {})
+      auto comm = local.empty() ? Connect(rank, options, store)
                                 : Result<std::unique_ptr<Communicator>>(std::move(local[at]));
       statuses[at] = comm.ok() ? RunRank(*comm.value(), options) : comm.status();
     });
@@ -207,13 +231,19 @@ int BenchExplainCommand(int argc, char** argv) {
   Options options;
   CLI::App app(
       "Shows the measured parameters of the cost model, its prediction for each algorithm and "
-      "size, the one that \"auto\" takes, and the time that each really takes.",
+      "size, the one that \"auto\" takes, and the time that each really takes on memory from "
+      "Communicator::Allocate. \"-\": taken where it can be, without a prediction.",
       argv[0]);
-  app.add_option("--transport", options.transport, "local, tcp (ranks are threads), mpi")
-      ->check(CLI::IsMember({"local", "tcp", "mpi"}))
+  app.add_option("--transport", options.transport,
+                 "local, shm, tcp, hierarchical (ranks are threads), mpi")
+      ->check(CLI::IsMember({"local", "shm", "tcp", "hierarchical", "mpi"}))
       ->capture_default_str();
   app.add_option("--ranks", options.ranks, "how many; mpirun says for mpi")
       ->check(CLI::Range(2, 256))
+      ->capture_default_str();
+  app.add_option("--ranks-per-host", options.ranks_per_host,
+                 "hierarchical: so many consecutive ranks are taken for one host's")
+      ->check(CLI::Range(1, 256))
       ->capture_default_str();
   app.add_option("--op", options.operation, "the operation")
       ->check(CLI::IsMember({"allreduce", "reducescatter", "allgather"}))

@@ -47,6 +47,10 @@ bool HierarchicalCollectives::Supports(OperationKind kind, DType /*dtype*/) cons
 
 std::int64_t HierarchicalCollectives::worth_bytes() const { return kWorthBytes; }
 
+Result<std::unique_ptr<Memory>> HierarchicalCollectives::Allocate(std::size_t bytes) {
+  return host_->Allocate(bytes);
+}
+
 // One all-reduce. Every rank of a host posts the host's operations in the same order, whatever it
 // waits for in between.
 class HierarchicalCollectives::Run {
@@ -142,7 +146,7 @@ class HierarchicalCollectives::Run {
   };
 
   Status Post(Communicator::Pending pending, std::shared_ptr<cohort::Work>& work) {
-    COHORT_RETURN_IF_ERROR(pending.status());
+    COHORT_RETURN_IF_ERROR(pending.status().Annotate(What()));
     work = std::move(pending).value();
     works_.push_back(work);
     return {};
@@ -155,8 +159,10 @@ class HierarchicalCollectives::Run {
           return work.done();
         },
         "the ranks of its host, or of its place on the other hosts", Duration(0)));
-    return work.Wait();
+    return work.Wait().Annotate(What());
   }
+  // Errors of the two say which of their operations, which nobody has called.
+  std::string What() const { return exchange_.record().Numbered(); }
   Status Scatter(Block& block) {
     return Post(owner_.host_->ReduceScatter(block.whole, block.slice, op_, options_),
                 block.scattered);

@@ -28,6 +28,8 @@ class HierarchicalCollectives final : public NativeCollectives {
   bool keeps_order() const override { return keeps_order_; }
   bool Supports(OperationKind kind, DType dtype) const override;
   std::int64_t worth_bytes() const override;
+  // What the ranks of this host read where it lies.
+  Result<std::unique_ptr<Memory>> Allocate(std::size_t bytes) override;
   Status AllReduce(Exchange& exchange, Buffer buffer, ReduceOp op) override;
 
  private:

@@ -304,6 +304,7 @@ class NcclCommunicator final : public Communicator {
     CostEstimate estimate;
     estimate.parameters = link_->options().cost.value_or(CostParameters());
     estimate.chosen = AlgorithmName(Algorithm::kNccl);  // which chooses by itself, and tells nobody
+    estimate.algorithms.push_back({estimate.chosen, std::nullopt, false});
     return estimate;
   }
 

@@ -2,8 +2,10 @@
 
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -60,6 +62,77 @@ std::string RailsText(std::uint64_t channels, std::uint64_t stripe_bytes) {
   return std::to_string(channels - 1) + " rail(s) of " + std::to_string(stripe_bytes) + " bytes";
 }
 
+// Waits for what ranks publish. Who is missing is listed in the log now and then, and in the error
+// at the deadline.
+class RollCall {
+ public:
+  RollCall(int rank, int size, const Directory& directory, const Log& log, Deadline deadline)
+      : rank_(rank),
+        size_(size),
+        directory_(directory),
+        log_(log),
+        deadline_(deadline),
+        started_(std::chrono::steady_clock::now()),
+        next_(started_ + kRollCall) {}
+
+  // Those without whom the caller does not go on.
+  using Absent = std::function<std::vector<int>()>;
+
+  Result<std::string> Await(int rank, const Absent& absent) {
+    for (;;) {
+      Result<std::string> published = directory_.wait(rank, wake());
+      if (published.ok()) {
+        return published;
+      }
+      if (published.status().code() != StatusCode::kDeadlineExceeded) {
+        return published.status().Annotate("looking for " + directory_.name(rank));
+      }
+      COHORT_RETURN_IF_ERROR(Check(absent()));
+    }
+  }
+  // The latest time of the next Check.
+  Deadline wake() const { return std::min(deadline_, next_); }
+  Status Check(const std::vector<int>& absent) {
+    const Deadline now = std::chrono::steady_clock::now();
+    if (now >= deadline_) {
+      return Missing(absent, "");
+    }
+    if (now >= next_) {
+      next_ = now + kRollCall;
+      log_.Info(directory_.name(rank_) + " waits for " + std::to_string(absent.size()) + "/" +
+                std::to_string(size_) + ": " + Names(absent));
+    }
+    return {};
+  }
+  Status Missing(const std::vector<int>& absent, const std::string& detail) const {
+    const auto waited =
+        std::chrono::duration_cast<seconds>(std::chrono::steady_clock::now() - started_);
+    return DeadlineExceeded(directory_.name(rank_) + " did not meet all " + std::to_string(size_) +
+                            " ranks within " + std::to_string(waited.count()) + " s: missing " +
+                            Names(absent) + (detail.empty() ? "" : "; " + detail) +
+                            " [start the missing processes; check that they reach each other]");
+  }
+
+ private:
+  std::string Names(const std::vector<int>& absent) const {
+    std::string text;
+    for (const int peer : absent) {
+      const std::string word = directory_.look(peer);
+      text += (text.empty() ? "" : ", ") + directory_.name(peer) + " (" +
+              (word.empty() ? "has not published " + directory_.what : "published " + word) + ")";
+    }
+    return text;
+  }
+
+  const int rank_;
+  const int size_;
+  const Directory& directory_;
+  const Log& log_;
+  const Deadline deadline_;
+  const Deadline started_;
+  Deadline next_;
+};
+
 class Meeting {
  public:
   Meeting(const GroupIdentity& group, const Listener& listener, const Directory& directory,
@@ -69,8 +142,7 @@ class Meeting {
         directory_(directory),
         log_(log),
         deadline_(deadline),
-        started_(std::chrono::steady_clock::now()),
-        next_roll_call_(started_ + kRollCall),
+        roll_call_(group.rank, group.size, directory, log, deadline),
         sockets_(static_cast<std::size_t>(group.size * group.channels)) {}
 
   Result<std::vector<Socket>> Run() {
@@ -90,20 +162,8 @@ class Meeting {
   };
 
   Status ConnectTo(int peer) {
-    std::string address;
-    while (address.empty()) {
-      Result<std::string> published =
-          directory_.wait(peer, std::min(deadline_, std::chrono::steady_clock::now() + kRollCall));
-      if (published.ok()) {
-        address = std::move(published).value();
-      } else if (published.status().code() != StatusCode::kDeadlineExceeded) {
-        return published.status().Annotate("looking for " + directory_.name(peer));
-      } else if (std::chrono::steady_clock::now() >= deadline_) {
-        return Missing("");
-      } else {
-        CallTheRoll();
-      }
-    }
+    COHORT_ASSIGN_OR_RETURN(const std::string address,
+                            roll_call_.Await(peer, [this] { return Absent(); }));
     for (int channel = 0; channel < group_.channels; ++channel) {
       COHORT_RETURN_IF_ERROR(ConnectTo(peer, channel, address));
     }
@@ -173,16 +233,11 @@ class Meeting {
 
   Status AcceptOthers() {
     while (!Absent().empty()) {
+      COHORT_RETURN_IF_ERROR(roll_call_.Check(Absent()));
       const Deadline now = std::chrono::steady_clock::now();
-      if (now >= deadline_) {
-        return Missing("");
-      }
-      if (now >= next_roll_call_) {
-        CallTheRoll();
-      }
       std::erase_if(strangers_, [&](const Stranger& s) { return s.leave <= now; });
       std::vector<pollfd> events = {{listener_.socket.fd(), POLLIN, 0}};
-      Deadline wake = std::min(deadline_, next_roll_call_);
+      Deadline wake = roll_call_.wake();
       for (const Stranger& stranger : strangers_) {
         events.push_back({stranger.socket.fd(), POLLIN, 0});
         wake = std::min(wake, stranger.leave);
@@ -275,43 +330,56 @@ class Meeting {
     return absent;
   }
 
-  std::string AbsentNames() const {
-    std::string text;
-    for (const int peer : Absent()) {
-      const std::string address = directory_.look(peer);
-      text += (text.empty() ? "" : ", ") + directory_.name(peer) + " (" +
-              (address.empty() ? "has not published an address" : "published " + address) + ")";
-    }
-    return text;
-  }
-
-  void CallTheRoll() {
-    next_roll_call_ = std::chrono::steady_clock::now() + kRollCall;
-    const std::size_t absent = Absent().size();
-    log_.Info(directory_.name(group_.rank) + " waits for " + std::to_string(absent) + "/" +
-              std::to_string(group_.size) + ": " + AbsentNames());
-  }
-
-  Status Missing(const std::string& detail) const {
-    const auto waited =
-        std::chrono::duration_cast<seconds>(std::chrono::steady_clock::now() - started_);
-    return DeadlineExceeded(directory_.name(group_.rank) + " did not meet all " +
-                            std::to_string(group_.size) + " ranks within " +
-                            std::to_string(waited.count()) + " s: missing " + AbsentNames() +
-                            (detail.empty() ? "" : "; " + detail) +
-                            " [start the missing processes; check that they reach each other]");
-  }
+  Status Missing(const std::string& detail) const { return roll_call_.Missing(Absent(), detail); }
 
   const GroupIdentity& group_;
   const Listener& listener_;
   const Directory& directory_;
   const Log& log_;
   const Deadline deadline_;
-  const Deadline started_;
-  Deadline next_roll_call_;
+  RollCall roll_call_;
   std::vector<Socket> sockets_;
   std::vector<Stranger> strangers_;
 };
+
+std::string Key(const std::string& folder, int rank) { return folder + "/" + std::to_string(rank); }
+
+// What a rank publishes is a line; the next one says which process it is.
+std::string ThisProcess() {
+  std::array<char, 256> host = {};
+  ::gethostname(host.data(), host.size() - 1);
+  return "process " + std::to_string(::getpid()) + " on " + host.data();
+}
+std::string FirstLine(const std::string& text) { return text.substr(0, text.find('\n')); }
+
+Status Publish(int rank, const std::string& word, KeyValueStore& store, const std::string& folder,
+               const Directory& directory, const CommunicatorOptions& options) {
+  const std::string key = Key(folder, rank);
+  Status status = store.Insert(key, word + "\n" + ThisProcess());
+  if (status.code() == StatusCode::kAlreadyExists) {
+    const Result<std::string> first = store.Get(key);
+    const std::size_t line = first.ok() ? first.value().find('\n') : std::string::npos;
+    status = AlreadyExists(
+        (line == std::string::npos ? "another process" : first.value().substr(line + 1)) +
+        " has done so [give each process a rank of its own; a process that is started again needs "
+        "a higher generation]");
+  }
+  return status.Annotate(directory.name(rank) + " of generation " +
+                         std::to_string(options.generation) + " publishing " + directory.what);
+}
+
+Directory DirectoryIn(KeyValueStore& store, const std::string& folder, const std::string& what,
+                      const CommunicatorOptions& options) {
+  return {[&store, folder](int r, Deadline until) -> Result<std::string> {
+            COHORT_ASSIGN_OR_RETURN(const std::string text, store.Wait(Key(folder, r), until));
+            return FirstLine(text);
+          },
+          [&store, folder](int r) {
+            const Result<std::string> text = store.Get(Key(folder, r));
+            return text.ok() ? FirstLine(text.value()) : std::string();
+          },
+          [&options](int r) { return NameOf(options, r); }, what};
+}
 
 }  // namespace
 
@@ -324,18 +392,33 @@ Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Liste
 Result<std::vector<Socket>> MeetInStore(const GroupIdentity& group, const Listener& listener,
                                         KeyValueStore& store, const std::string& folder,
                                         const CommunicatorOptions& options, Deadline deadline) {
-  const auto key = [&](int r) { return folder + "/" + std::to_string(r); };
-  COHORT_RETURN_IF_ERROR(store.Insert(key(group.rank), listener.address)
-                             .Annotate(NameOf(options, group.rank) + " of generation " +
-                                       std::to_string(group.generation) +
-                                       " publishing its address"));
-  const Directory directory = {[&](int r, Deadline until) { return store.Wait(key(r), until); },
-                               [&](int r) {
-                                 const Result<std::string> address = store.Get(key(r));
-                                 return address.ok() ? address.value() : std::string();
-                               },
-                               [&options](int r) { return NameOf(options, r); }};
+  const Directory directory = DirectoryIn(store, folder, "an address", options);
+  COHORT_RETURN_IF_ERROR(Publish(group.rank, listener.address, store, folder, directory, options));
   return ConnectGroup(group, listener, directory, options.log, deadline);
+}
+
+Result<std::vector<std::string>> WordsOfAll(int rank, int size, const std::string& word,
+                                            KeyValueStore& store, const std::string& folder,
+                                            const std::string& what,
+                                            const CommunicatorOptions& options, Deadline deadline) {
+  const Directory directory = DirectoryIn(store, folder, what, options);
+  COHORT_RETURN_IF_ERROR(Publish(rank, word, store, folder, directory, options));
+  const auto absent = [&] {
+    std::vector<int> ranks;
+    for (int r = 0; r < size; ++r) {
+      if (directory.look(r).empty()) {
+        ranks.push_back(r);
+      }
+    }
+    return ranks;
+  };
+  RollCall roll_call(rank, size, directory, options.log, deadline);
+  std::vector<std::string> words;
+  for (int r = 0; r < size; ++r) {
+    COHORT_ASSIGN_OR_RETURN(std::string theirs, roll_call.Await(r, absent));
+    words.push_back(std::move(theirs));
+  }
+  return words;
 }
 
 }  // namespace cohort

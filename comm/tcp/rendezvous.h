@@ -35,12 +35,14 @@ struct GroupIdentity {
   std::uint64_t stripe_bytes = 0;  // what else both ends must have equal
 };
 
+// What ranks publish: their addresses, or something else.
 struct Directory {
-  // Blocks until `rank` has published its address.
+  // Blocks until `rank` has published it.
   std::function<Result<std::string>(int rank, Deadline deadline)> wait;
-  // The address if it is known now; empty if not.
+  // What it is if that is known now; empty if not.
   std::function<std::string(int rank)> look;
   std::function<std::string(int rank)> name;  // what errors call a rank
+  std::string what = "an address";
 };
 
 // Sockets at rank * channels + channel; the own places stay closed. DeadlineExceeded names who is
@@ -50,9 +52,17 @@ Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Liste
                                          Deadline deadline);
 
 // ConnectGroup for ranks that find each other in `store`: each publishes its listener's address as
-// `folder`/RANK. AlreadyExists: another process claims this rank.
+// `folder`/RANK, and below it which process it is. AlreadyExists names the process that has claimed
+// this rank before.
 Result<std::vector<Socket>> MeetInStore(const GroupIdentity& group, const Listener& listener,
                                         KeyValueStore& store, const std::string& folder,
                                         const CommunicatorOptions& options, Deadline deadline);
+
+// What each rank publishes as `folder`/RANK, by rank; this one `word`, a line. `what` it is, for
+// errors, which are those of MeetInStore.
+Result<std::vector<std::string>> WordsOfAll(int rank, int size, const std::string& word,
+                                            KeyValueStore& store, const std::string& folder,
+                                            const std::string& what,
+                                            const CommunicatorOptions& options, Deadline deadline);
 
 }  // namespace cohort

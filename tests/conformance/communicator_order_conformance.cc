@@ -171,6 +171,12 @@ TEST_P(CommunicatorConformance, ExplainNamesWhatAutoTakes) {
          {OperationKind::kAllReduce, OperationKind::kReduceScatter, OperationKind::kAllGather}) {
       for (const std::int64_t bytes : {8, 65536, 64 << 20}) {
         COHORT_ASSIGN_OR_RETURN(const CostEstimate estimate, comm.Explain(kind, bytes));
+        if (comm.size() > 1) {
+          EXPECT_EQ(
+              std::ranges::count(estimate.algorithms, estimate.chosen, &AlgorithmCost::algorithm),
+              1)
+              << estimate.chosen;
+        }
         if (!GetParam().reckons) {
           EXPECT_THAT(comm.algorithms(kind), ::testing::ElementsAre(estimate.chosen));
         }
@@ -180,9 +186,12 @@ TEST_P(CommunicatorConformance, ExplainNamesWhatAutoTakes) {
         double least = 1e9;
         std::string_view best;
         for (const AlgorithmCost& cost : estimate.algorithms) {
-          EXPECT_THAT(comm.algorithms(kind), ::testing::Contains(cost.algorithm));
-          if (cost.in_order && cost.seconds < least) {
-            least = cost.seconds;
+          // Not by name: what is for some sizes or types only.
+          if (cost.algorithm != "one_shot" && cost.algorithm != "mpi") {
+            EXPECT_THAT(comm.algorithms(kind), ::testing::Contains(cost.algorithm));
+          }
+          if (cost.in_order && cost.seconds.value_or(least) < least) {
+            least = *cost.seconds;
             best = cost.algorithm;
           }
         }

@@ -1,10 +1,12 @@
 // `cohort bench reduction`, `embedding`, `dlrm`, `ps`, `snapshot` and `explain`, as a user runs
 // them.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
@@ -254,24 +256,39 @@ TEST(BenchEmbedding, AnUnknownOptimizerIsAMistakeOfUse) {
       << processes.Stderr("bench");
 }
 
+// One line of each size is the one that "auto" takes; 300 KiB are enough for hierarchical.
 TEST(BenchExplain, PredictsMeasuresAndChooses) {
-  for (const std::string transport : {"tcp"}) {
+  const std::map<std::string, std::set<std::string>> own = {{"local", {"one_shot", "shared"}},
+                                                            {"shm", {"one_shot", "shared"}},
+                                                            {"tcp", {}},
+                                                            {"hierarchical", {"hierarchical"}}};
+  for (const auto& [transport, unpredicted] : own) {
     for (const std::string op : {"allreduce", "reducescatter", "allgather"}) {
+      SCOPED_TRACE(transport + " " + op);
       const nlohmann::json run =
           RunBench({"explain", "--transport", transport, "--ranks", "3", "--op", op, "--sizes",
-                    "240,24k", "--rounds", "2", "--json"})
+                    "240,300k", "--rounds", "2", "--json"})
               .at(0);
       EXPECT_EQ(run.at("op"), op);
       EXPECT_EQ(run.at("ranks"), 3);
       EXPECT_GT(run.at("latency_us").get<double>(), 0);
       EXPECT_GT(run.at("calibration_ms").get<double>(), 0);
-      int chosen = 0;
+      std::map<std::int64_t, int> chosen;
+      std::set<std::string> without;
       for (const nlohmann::json& line : run.at("results")) {
-        EXPECT_GT(line.at("predicted_us").get<double>(), 0);
+        if (line.at("predicted_us").is_null()) {
+          without.insert(line.at("algorithm"));
+        } else {
+          EXPECT_GT(line.at("predicted_us").get<double>(), 0);
+        }
         EXPECT_GT(line.at("time_us").get<double>(), 0);
-        chosen += line.at("chosen").get<bool>() ? 1 : 0;
+        chosen[line.at("bytes")] += line.at("chosen").get<bool>() ? 1 : 0;
       }
-      EXPECT_EQ(chosen, 2) << "one for each size";
+      EXPECT_THAT(chosen,
+                  ::testing::ElementsAre(::testing::Pair(240, 1), ::testing::Pair(307'200, 1)));
+      if (op == "allreduce") {
+        EXPECT_EQ(without, unpredicted);
+      }
     }
   }
 }

@@ -2,8 +2,11 @@
 #include <cohort/comm/local.h>
 #include <gmock/gmock.h>
 
+#include <algorithm>
 #include <functional>
 #include <mutex>
+#include <sstream>
+#include <string>
 #include <thread>
 
 #include "testing/run_ranks.h"
@@ -12,6 +15,7 @@ namespace cohort {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::EndsWith;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
@@ -68,9 +72,55 @@ TEST(Exchange, SlowPeersAreNamedInTheLog) {
   options.log = lines.log();
   const Deadline begun =  // rank 1 comes when rank 0 has complained
       ReduceLate(options, [&](const Communicator& /*waiting*/) { return !lines.text().empty(); });
-  EXPECT_THAT(lines.text(), AllOf(HasSubstr("AllReduce 'fc1' float32[10] #1"),
-                                  HasSubstr("on rank 0 has waited"), HasSubstr("for rank 1")));
+  EXPECT_THAT(lines.text(),
+              AllOf(HasSubstr("AllReduce 'fc1' float32[10] #1"), HasSubstr("on rank 0 has waited"),
+                    HasSubstr(": rank 1 has not entered it")));
   EXPECT_GE(lines.first() - begun, options.slow_peer_warning);
+}
+
+// By all others, most of whom wait for somebody else.
+TEST(Exchange, TheLateRankIsWarnedOfNotTheNeighbour) {
+  Lines lines;
+  CommunicatorOptions options;
+  options.slow_peer_warning = std::chrono::milliseconds(100);
+  options.log = lines.log();
+  auto communicators = MakeLocalCommunicators(5, options);
+  testing::ExpectAllOk(testing::RunRanks(5, [&](int rank) -> Status {
+    const auto complaints = [&] {
+      const std::string text = lines.text();
+      return std::ranges::count(text, '\n');
+    };
+    while (rank == 3 && complaints() < 4) {
+      std::this_thread::yield();
+    }
+    std::vector<float> values(1000);
+    auto work = communicators[static_cast<std::size_t>(rank)]->AllReduce(
+        std::span(values), ReduceOp::kSum, {.algorithm = "ring"});
+    COHORT_RETURN_IF_ERROR(work.status());
+    return work.value()->Wait();
+  }));
+  std::istringstream text(lines.text());
+  for (std::string line; std::getline(text, line);) {
+    EXPECT_THAT(line, EndsWith(" s: rank 3 has not entered it, nor any operation before"));
+  }
+}
+
+// One that has joined names those who have not.
+TEST(Exchange, WhoHasJoinedWarnsToo) {
+  Lines lines;
+  CommunicatorOptions options;
+  options.slow_peer_warning = std::chrono::milliseconds(30);
+  options.log = lines.log();
+  auto communicators = MakeLocalCommunicators(2, options);
+  testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
+    while (rank == 1 && lines.text().empty()) {
+      std::this_thread::yield();
+    }
+    return communicators[static_cast<std::size_t>(rank)]->Join().status();
+  }));
+  EXPECT_EQ(lines.text(),
+            "rank 0 has joined, and nothing came before the first operation (generation 1); not "
+            "joined: rank 1\n");
 }
 
 TEST(Exchange, WhoWaitsForLessThanTheWarningSaysNothing) {

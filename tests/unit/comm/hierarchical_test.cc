@@ -2,7 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "testing/memory_store.h"
@@ -54,25 +56,78 @@ TEST(Hierarchical, OnlyWhereHostsHaveSeveralRanks) {
 }
 
 // Several blocks, the last one short, and a rest that no slice holds; the mean divides once.
+Status CheckBlocks(Communicator& comm, std::span<float> values) {
+  const int n = comm.size();
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    values[i] = static_cast<float>(n * (static_cast<int>(i % 5) + comm.rank()));
+  }
+  COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Work> work,
+                          comm.AllReduce(values, ReduceOp::kMean));
+  COHORT_RETURN_IF_ERROR(work->Wait());
+  int wrong = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const int expected = n * static_cast<int>(i % 5) + n * (n - 1) / 2;
+    wrong += values[i] == static_cast<float>(expected) ? 0 : 1;
+  }
+  EXPECT_EQ(wrong, 0);
+  return {};
+}
+
+// In memory that only its process has, that the host's others read where it lies, and where one
+// rank's is such.
 TEST(Hierarchical, LargeBuffersGoInBlocks) {
+  constexpr std::size_t kElements = 2'300'001;
   for (const std::string hosts : {"aabb", "aab", "abba", "aaabbb"}) {
+    SCOPED_TRACE(hosts);
     RunOn(hosts, {}, [&](Communicator& comm) -> Status {
-      const int n = comm.size();
-      std::vector<float> values(2'300'001);
-      for (std::size_t i = 0; i < values.size(); ++i) {
-        values[i] = static_cast<float>(n * (static_cast<int>(i % 5) + comm.rank()));
-      }
-      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Work> work,
-                              comm.AllReduce(std::span(values), ReduceOp::kMean));
-      COHORT_RETURN_IF_ERROR(work->Wait());
-      int wrong = 0;
-      for (std::size_t i = 0; i < values.size(); ++i) {
-        const int expected = n * static_cast<int>(i % 5) + n * (n - 1) / 2;
-        wrong += values[i] == static_cast<float>(expected) ? 0 : 1;
-      }
-      EXPECT_EQ(wrong, 0) << hosts;
-      return {};
+      std::vector<float> own(kElements);
+      COHORT_RETURN_IF_ERROR(CheckBlocks(comm, own));
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory,
+                              comm.Allocate(kElements * sizeof(float)));
+      const std::span lent(reinterpret_cast<float*>(memory->bytes().data()), kElements);
+      COHORT_RETURN_IF_ERROR(CheckBlocks(comm, lent));
+      return CheckBlocks(comm, comm.rank() == 1 ? lent : std::span(own));
     });
+  }
+}
+
+// The communicator's end, and that of the peers.
+TEST(Hierarchical, MemoryOutlivesTheCommunicator) {
+  std::vector<std::unique_ptr<Memory>> kept(4);
+  RunOn("aabb", {}, [&](Communicator& comm) -> Status {
+    constexpr std::size_t kElements = 100'000;
+    COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Memory> memory,
+                            comm.Allocate(kElements * sizeof(float)));
+    COHORT_RETURN_IF_ERROR(
+        CheckBlocks(comm, std::span(reinterpret_cast<float*>(memory->bytes().data()), kElements)));
+    kept[static_cast<std::size_t>(comm.rank())] = std::move(memory);
+    return {};
+  });
+  for (const std::unique_ptr<Memory>& memory : kept) {
+    EXPECT_EQ(*reinterpret_cast<const float*>(memory->bytes().data()), 6);
+  }
+}
+
+// Of one that says late where it is, and then does not come, all are told in the time for one.
+TEST(Hierarchical, AllThatIsConnectedHasOneDeadline) {
+  constexpr std::chrono::milliseconds kConnect{1500};
+  MemoryStore store;
+  const auto begun = std::chrono::steady_clock::now();
+  const std::vector<Status> statuses = RunRanks(4, [&](int rank) -> Status {
+    if (rank == 3) {
+      std::this_thread::sleep_until(begun + kConnect * 4 / 5);
+      COHORT_RETURN_IF_ERROR(store.Insert("job/1/host/3", "b"));
+      return DeadlineExceeded("missing rank 3 (has not published an address)");
+    }
+    HierarchicalOptions hierarchical;
+    hierarchical.tcp.connect_timeout = kConnect;
+    hierarchical.host = rank < 2 ? "a" : "b";
+    return MakeHierarchicalCommunicator(rank, 4, store, "job", hierarchical).status();
+  });
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, kConnect * 3 / 2);
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(status.message(), HasSubstr("missing rank 3 (has not published an address)"));
   }
 }
 

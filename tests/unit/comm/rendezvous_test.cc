@@ -1,13 +1,17 @@
 #include "tcp/rendezvous.h"
 
+#include <cohort/comm/hierarchical.h>
+#include <cohort/comm/shm.h>
 #include <cohort/comm/tcp.h>
 #include <gmock/gmock.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <array>
+#include <functional>
 #include <mutex>
 #include <thread>
 
@@ -152,11 +156,34 @@ TEST(Rendezvous, WhyARankIsNotReachedIsTold) {
                     HasSubstr("onnection refused")));
 }
 
+// By the word of the first one: where it runs, and its pid.
 TEST(Rendezvous, ASecondProcessForARankIsRefused) {
   testing::MemoryStore store;
-  ASSERT_TRUE(store.Insert("job/1/rank/0", "127.0.0.1:1").ok());
-  EXPECT_EQ(MakeTcpCommunicator(0, 2, store, "job", {}).status().code(),
-            StatusCode::kAlreadyExists);
+  CommunicatorOptions options;
+  options.peer_name = [](int rank) { return "worker:" + std::to_string(rank); };
+  const auto shm = [&] {
+    return MakeShmCommunicator(0, 2, store, "shm", {.connect_timeout = milliseconds(50)}, options)
+        .status();
+  };
+  const auto tcp = [&] {
+    return MakeTcpCommunicator(0, 2, store, "tcp", {.connect_timeout = milliseconds(50)}, options)
+        .status();
+  };
+  const auto hierarchical = [&] {
+    return MakeHierarchicalCommunicator(0, 2, store, "both",
+                                        {.tcp = {.connect_timeout = milliseconds(50)}}, options)
+        .status();
+  };
+  for (const auto& make : std::vector<std::function<Status()>>{shm, tcp, hierarchical}) {
+    EXPECT_EQ(make().code(), StatusCode::kDeadlineExceeded);  // rank 1 does not come
+    const Status second = make();
+    EXPECT_EQ(second.code(), StatusCode::kAlreadyExists);
+    std::array<char, 256> host = {};
+    ASSERT_EQ(::gethostname(host.data(), host.size() - 1), 0);
+    EXPECT_THAT(second.message(),
+                AllOf(HasSubstr("rank 0 (worker:0) of generation 1 publishing "),
+                      HasSubstr("process " + std::to_string(::getpid()) + " on " + host.data())));
+  }
 }
 
 // Connections that do not belong to the group come first; the group stands all the same.

@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include <cohort/comm/hierarchical.h>
 #include <cohort/comm/local.h>
 #include <cohort/comm/shm.h>
 #include <cohort/optim/optimizers.h>
@@ -131,10 +132,11 @@ Result<ReplicaResult> FillAll(ReplicaContext& context, const data::Batch& /*batc
 
 using Connect = std::function<Result<std::unique_ptr<Communicator>>(int process)>;
 
-// Three steps, of which the second has two parts. `look`: while the strategy lives.
+// As many processes as there is to be `seen` of. Three steps, of which the second has two parts.
+// `look`: while the strategy lives.
 void Train(const StrategyOptions& options, const Connect& connect, std::vector<Seen>& seen,
            const std::function<void(const Seen&)>& look = {}) {
-  ExpectAllOk(RunRanks(kProcesses, [&](int process) -> Status {
+  ExpectAllOk(RunRanks(static_cast<int>(seen.size()), [&](int process) -> Status {
     Seen& mine = seen[static_cast<std::size_t>(process)];
     COHORT_ASSIGN_OR_RETURN(auto inner, connect(process));
     SynchronousParts parts;
@@ -217,6 +219,28 @@ TEST(GradientMemory, OfProcessesOfOneHostIsShared) {
         });
     ExpectAllWereLent(seen, 3);
   }
+}
+
+// Two on each of two hosts, which reach the memory of their own host's.
+TEST(GradientMemory, OfProcessesOfSeveralHostsIsSharedInsideEach) {
+  const std::string hosts = "aabb";
+  testing::MemoryStore store;
+  std::vector<Seen> seen(hosts.size());
+  Train(
+      {},
+      [&](int process) {
+        HierarchicalOptions hierarchical;
+        hierarchical.host = hosts.substr(static_cast<std::size_t>(process), 1);
+        return MakeHierarchicalCommunicator(process, static_cast<int>(hosts.size()), store, "job",
+                                            hierarchical);
+      },
+      seen,
+      [](const Seen& mine) {
+        for (const void* const place : mine.places) {
+          EXPECT_THAT(MappingOf(place), HasSubstr("memfd:cohort"));
+        }
+      });
+  ExpectAllWereLent(seen, 3);
 }
 
 }  // namespace

@@ -215,8 +215,8 @@ class Communicator {
 
 struct CommunicatorOptions {
   std::chrono::milliseconds timeout{120'000};  // of one operation
-  std::chrono::milliseconds slow_peer_warning{
-      10'000};  // logged when an operation waits longer for a peer
+  // An operation that waits for longer is logged, once, with those who are behind.
+  std::chrono::milliseconds slow_peer_warning{10'000};
   std::uint64_t generation = 1;
   std::string name = "collectives";  // of the group, in the names of dumps
   std::string flight_folder;         // where flight records go; empty: nowhere

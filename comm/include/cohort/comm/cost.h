@@ -10,6 +10,7 @@
 
 #include <cohort/core/clock.h>
 
+#include <optional>
 #include <string_view>
 #include <vector>
 
@@ -26,15 +27,15 @@ struct CostParameters {
 
 struct AlgorithmCost {
   std::string_view algorithm;
-  double seconds = 0;
-  bool in_order = true;  // keeps the canonical order: a candidate of "auto"
+  std::optional<double> seconds;  // none: taken where it can be, without reckoning
+  bool in_order = true;           // keeps the canonical order: a candidate of "auto"
 };
 
 struct CostEstimate {
   CostParameters parameters;
-  Duration calibration{0};  // what measuring them took; 0: they were given
-  std::vector<AlgorithmCost> algorithms;
-  std::string_view chosen;
+  Duration calibration{0};                // what measuring them took; 0: they were given
+  std::vector<AlgorithmCost> algorithms;  // all that there are for this size
+  std::string_view chosen;                // one of them
 };
 
 }  // namespace cohort

@@ -13,7 +13,7 @@
 namespace cohort {
 
 struct HierarchicalOptions {
-  TcpOptions tcp;
+  TcpOptions tcp;  // connect_timeout: of all that is connected, together
   // What this process's host calls itself; ranks with equal texts are on one host. Empty: the
   // kernel's boot id and network namespace.
   std::string host;
@@ -25,8 +25,9 @@ struct HierarchicalOptions {
 };
 
 // Blocks until all `size` ranks have met. Each publishes its host in `store` as
-// `prefix/GENERATION/host/N`. All on one host: the host's communicator. Each on its own: TCP. Else
-// a communicator over TCP that has one more algorithm of all-reduce, "hierarchical":
+// `prefix/GENERATION/host/N`; who does not is named as by MakeTcpCommunicator. All on one host: the
+// host's communicator. Each on its own: TCP. Else a communicator over TCP that has one more
+// algorithm of all-reduce, "hierarchical":
 //
 //   every host has equally many ranks   reduce-scatter inside the host, all-reduce of each slice
 //                                       across hosts, driven by the rank that holds it, all-gather
@@ -37,7 +38,8 @@ struct HierarchicalOptions {
 //
 // "auto" takes it from 256 KiB on. Between hosts each byte then travels as often as if every host
 // were one rank. All other operations, smaller ones, and groups made by Split go over TCP between
-// all ranks. Failures are as over TCP.
+// all ranks. Failures are as over TCP. Memory from Allocate is read by the ranks of the host where
+// it lies.
 //
 // Order: where every host has the same power of two of consecutive ranks the results are those of
 // the canonical order, as everywhere. Elsewhere they are the same bits in every run, but others

@@ -33,9 +33,9 @@ struct TcpOptions {
 
 // Blocks until all `size` ranks have met: each binds, publishes its address in `store` as
 // `prefix/GENERATION/rank/N`, and connects to the others. Ranks may start in any order; the log has
-// a roll-call line every 10 s. AlreadyExists where two processes claim one rank; DeadlineExceeded
-// names the absent and what was tried; FailedPrecondition where two have other rails.
-// InvalidArgument for rails or stripes below 1.
+// a roll-call line every 10 s. AlreadyExists where two processes claim one rank names the first;
+// DeadlineExceeded names the absent and what was tried; FailedPrecondition where two have other
+// rails. InvalidArgument for rails or stripes below 1.
 Result<std::unique_ptr<Communicator>> MakeTcpCommunicator(int rank, int size, KeyValueStore& store,
                                                           const std::string& prefix,
                                                           const TcpOptions& tcp,
