@@ -39,11 +39,21 @@ constexpr int kForever = 1'000'000'000;
 
 class CollectiveProcesses : public ::testing::TestWithParam<std::string> {
  protected:
+  static std::vector<std::string> Task(int rank, int size, const std::string& folder,
+                                       int timeout_ms, int connect_ms, int steps) {
+    return {COHORT_BIN_DIR "/../tests/collective_task",
+            GetParam(),
+            std::to_string(rank),
+            std::to_string(size),
+            folder,
+            std::to_string(timeout_ms),
+            std::to_string(connect_ms),
+            std::to_string(steps)};
+  }
   void Start(int rank, int size, int timeout_ms, int connect_ms, int steps, int stop_after = 0) {
-    cluster_.Start(Name(rank), {COHORT_BIN_DIR "/../tests/collective_task", GetParam(),
-                                std::to_string(rank), std::to_string(size), folder_.path(),
-                                std::to_string(timeout_ms), std::to_string(connect_ms),
-                                std::to_string(steps), "stop_after=" + std::to_string(stop_after)});
+    std::vector<std::string> task = Task(rank, size, folder_.path(), timeout_ms, connect_ms, steps);
+    task.push_back("stop_after=" + std::to_string(stop_after));
+    cluster_.Start(Name(rank), task);
   }
   std::string Record(int rank) {
     return folder_.path() + "/flight/collectives.g1.rank" + std::to_string(rank) + ".jsonl";
@@ -170,20 +180,25 @@ TEST_P(CollectiveProcesses, AnAbsentPeerIsNamedAtTheDeadline) {
   }
 }
 
-// Eight processes of one host are ready in less than a second (comm/README.md); a machine that does
-// much else is given more.
+// Eight processes of one host are ready in less than a second (comm/README.md): the best of three
+// starts, since a machine may do something else meanwhile.
 TEST_P(CollectiveProcesses, EightAreSoonReady) {
-  const auto started = std::chrono::steady_clock::now();
-  for (int rank = 0; rank < 8; ++rank) {
-    Start(rank, 8, 20000, 20000, 1);
+  std::chrono::steady_clock::duration best = seconds(30);
+  for (int start = 0; start < 3; ++start) {
+    const TempDir folder;
+    ProcessCluster cluster;
+    const auto started = std::chrono::steady_clock::now();
+    for (int rank = 0; rank < 8; ++rank) {
+      cluster.Start(Name(rank), Task(rank, 8, folder.path(), 20000, 20000, 1));
+    }
+    for (const auto& [name, code] : cluster.WaitAll(seconds(30))) {
+      EXPECT_EQ(code, 0) << cluster.Logs();
+    }
+    best = std::min(best, std::chrono::steady_clock::now() - started);
   }
-  for (const auto& [name, code] : cluster_.WaitAll(seconds(30))) {
-    EXPECT_EQ(code, 0) << cluster_.Logs();
-  }
-  const auto took = std::chrono::steady_clock::now() - started;
   RecordProperty("milliseconds",
-                 static_cast<int>(std::chrono::duration_cast<milliseconds>(took).count()));
-  EXPECT_LT(took, seconds(8));
+                 static_cast<int>(std::chrono::duration_cast<milliseconds>(best).count()));
+  EXPECT_LT(best, seconds(1));
 }
 
 INSTANTIATE_TEST_SUITE_P(Tcp, CollectiveProcesses, ::testing::Values("tcp"));
