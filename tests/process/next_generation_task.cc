@@ -89,7 +89,8 @@ Status Reduce(Communicator& comm, std::span<float> values, int strike) {
   Communicator::Pending work = comm.AllReduce(values, ReduceOp::kSum, {.name = "gradients"});
   COHORT_RETURN_IF_ERROR(work.status());
   COHORT_RETURN_IF_ERROR(work.value()->Wait());
-  const auto sum = static_cast<float>(comm.size() * (comm.size() + 1) / 2);
+  const auto size = static_cast<float>(comm.size());
+  const float sum = size * (size + 1) / 2;
   if (!std::ranges::all_of(values, [&](float value) { return value == sum; })) {
     return Internal("a wrong sum");
   }

@@ -104,7 +104,7 @@ TEST_P(SynchronousMemory, OfAStepIsTheGradientsAndAtMostOneBucket) {
     GTEST_SKIP() << "a sanitizer's own memory is many times what is measured";
   }
   // Memory that processes share counts once for each that maps it: here all do.
-  const int mapped = GetParam() == "shm" ? kProcesses : 1;
+  const std::int64_t mapped = GetParam() == "shm" ? kProcesses : 1;
   for (const int devices : {1, 2}) {
     for (const std::int64_t bucket : {8, 25}) {
       for (const bool accumulate : {false, true}) {
