@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
+#include <time.h>
 
 #include <cohort/core/status.h>
 
@@ -16,6 +17,7 @@
 #include <iterator>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "testing/process_cluster.h"
 #include "testing/temp_dir.h"
@@ -39,11 +41,21 @@ constexpr int kForever = 1'000'000'000;
 
 class CollectiveProcesses : public ::testing::TestWithParam<std::string> {
  protected:
+  static std::vector<std::string> Task(int rank, int size, const std::string& folder,
+                                       int timeout_ms, int connect_ms, int steps) {
+    return {COHORT_BIN_DIR "/../tests/collective_task",
+            GetParam(),
+            std::to_string(rank),
+            std::to_string(size),
+            folder,
+            std::to_string(timeout_ms),
+            std::to_string(connect_ms),
+            std::to_string(steps)};
+  }
   void Start(int rank, int size, int timeout_ms, int connect_ms, int steps, int stop_after = 0) {
-    cluster_.Start(Name(rank), {COHORT_BIN_DIR "/../tests/collective_task", GetParam(),
-                                std::to_string(rank), std::to_string(size), folder_.path(),
-                                std::to_string(timeout_ms), std::to_string(connect_ms),
-                                std::to_string(steps), "stop_after=" + std::to_string(stop_after)});
+    std::vector<std::string> task = Task(rank, size, folder_.path(), timeout_ms, connect_ms, steps);
+    task.push_back("stop_after=" + std::to_string(stop_after));
+    cluster_.Start(Name(rank), task);
   }
   std::string Record(int rank) {
     return folder_.path() + "/flight/collectives.g1.rank" + std::to_string(rank) + ".jsonl";
@@ -171,25 +183,107 @@ TEST_P(CollectiveProcesses, AnAbsentPeerIsNamedAtTheDeadline) {
   }
 }
 
-// Eight processes of one host are ready in less than a second (comm/README.md); a machine that does
-// much else is given more.
+// Eight processes of one host are ready in less than a second (comm/README.md): the best of three
+// starts, since a machine may do something else meanwhile.
 TEST_P(CollectiveProcesses, EightAreSoonReady) {
-  const auto started = std::chrono::steady_clock::now();
-  for (int rank = 0; rank < 8; ++rank) {
-    Start(rank, 8, 20000, 20000, 1);
+  std::chrono::steady_clock::duration best = seconds(30);
+  for (int start = 0; start < 3; ++start) {
+    const TempDir folder;
+    ProcessCluster cluster;
+    const auto started = std::chrono::steady_clock::now();
+    for (int rank = 0; rank < 8; ++rank) {
+      cluster.Start(Name(rank), Task(rank, 8, folder.path(), 20000, 20000, 1));
+    }
+    for (const auto& [name, code] : cluster.WaitAll(seconds(30))) {
+      EXPECT_EQ(code, 0) << cluster.Logs();
+    }
+    best = std::min(best, std::chrono::steady_clock::now() - started);
   }
-  for (const auto& [name, code] : cluster_.WaitAll(seconds(30))) {
-    EXPECT_EQ(code, 0) << cluster_.Logs();
-  }
-  const auto took = std::chrono::steady_clock::now() - started;
   RecordProperty("milliseconds",
-                 static_cast<int>(std::chrono::duration_cast<milliseconds>(took).count()));
-  EXPECT_LT(took, seconds(8));
+                 static_cast<int>(std::chrono::duration_cast<milliseconds>(best).count()));
+  EXPECT_LT(best, seconds(1));
 }
 
 INSTANTIATE_TEST_SUITE_P(Tcp, CollectiveProcesses, ::testing::Values("tcp"));
 INSTANTIATE_TEST_SUITE_P(Shm, CollectiveProcesses, ::testing::Values("shm"));
 INSTANTIATE_TEST_SUITE_P(Hierarchical, CollectiveProcesses, ::testing::Values("hierarchical"));
+
+std::chrono::nanoseconds ProcessorTimeOf(pid_t pid) {
+  clockid_t clock = {};
+  timespec used = {};
+  EXPECT_EQ(::clock_getcpuclockid(pid, &clock), 0);
+  EXPECT_EQ(::clock_gettime(clock, &used), 0);
+  return seconds(used.tv_sec) + std::chrono::nanoseconds(used.tv_nsec);
+}
+
+// One process is stopped; those that wait for it, all threads of theirs, leave their core alone.
+class WaitingProcesses : public ::testing::TestWithParam<std::string> {};
+
+TEST_P(WaitingProcesses, TakeNoCore) {
+  const int ranks = GetParam() == "hierarchical" ? 3 : 2;  // two of them share a host
+  const TempDir folder;
+  ProcessCluster cluster;
+  const auto task = [&](int rank) -> std::vector<std::string> {
+    return {COHORT_BIN_DIR "/../tests/collective_task",
+            GetParam(),
+            std::to_string(rank),
+            std::to_string(ranks),
+            folder.path(),
+            "60000",
+            "20000",
+            std::to_string(kForever),
+            "count=100000",
+            "log=1"};
+  };
+  if (GetParam() == "mpi") {
+    if (std::string(TEST_MPIEXEC).empty()) {
+      GTEST_SKIP() << "built without MPI";
+    }
+    std::vector<std::string> command = {TEST_MPIEXEC, "--allow-run-as-root", "--oversubscribe",
+                                        "-n", std::to_string(ranks)};
+    const std::vector<std::string> program = task(0);
+    command.insert(command.end(), program.begin(), program.end());
+    cluster.Start("mpirun", command);
+  } else {
+    for (int rank = 0; rank < ranks; ++rank) {
+      cluster.Start("worker:" + std::to_string(rank), task(rank));
+    }
+  }
+  std::vector<pid_t> pids;
+  const auto deadline = std::chrono::steady_clock::now() + seconds(30);
+  for (int rank = 0; rank < ranks; ++rank) {
+    const std::string number = std::to_string(rank);
+    while (Contents(folder.path() + "/log." + number).find("step 100\n") == std::string::npos) {
+      ASSERT_LT(std::chrono::steady_clock::now(), deadline) << cluster.Logs();
+      std::this_thread::sleep_for(milliseconds(1));
+    }
+    pids.push_back(std::atoi(Contents(folder.path() + "/pid." + number).c_str()));
+  }
+  ASSERT_EQ(::kill(pids.back(), SIGSTOP), 0);
+  std::this_thread::sleep_for(milliseconds(100));  // what it has sent before is used
+  constexpr milliseconds kWait{1000};
+  std::vector<std::chrono::nanoseconds> before;
+  for (int rank = 0; rank + 1 < ranks; ++rank) {
+    before.push_back(ProcessorTimeOf(pids[static_cast<std::size_t>(rank)]));
+  }
+  std::this_thread::sleep_for(kWait);
+  for (int rank = 0; rank + 1 < ranks; ++rank) {
+    const auto used = ProcessorTimeOf(pids[static_cast<std::size_t>(rank)]) -
+                      before[static_cast<std::size_t>(rank)];
+    RecordProperty("cpu_us_" + std::to_string(rank), static_cast<int>(used.count() / 1000));
+    EXPECT_LT(used, kWait / 50) << "rank " << rank << ": more than 2% of a core";
+  }
+  for (const pid_t pid : pids) {
+    ::kill(pid, SIGKILL);
+  }
+  for (const auto& [name, code] : cluster.WaitAll(seconds(15))) {
+    EXPECT_EQ(code, 128 + SIGKILL) << name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, WaitingProcesses,
+                         ::testing::Values("tcp", "shm", "hierarchical", "mpi"),
+                         [](const auto& transport) { return transport.param; });
 
 // The memory that a process shares with others, as the kernel tells it from all other: device and
 // inode. None of it has a name.

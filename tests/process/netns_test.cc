@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "testing/process_cluster.h"
@@ -54,7 +55,8 @@ bool Lacks(const Outcome& up) {
   }
   EXPECT_EQ(up.code, 2);
   EXPECT_THAT(up.err, ::testing::AnyOf(HasSubstr("CAP_NET_ADMIN"), HasSubstr("CAP_SYS_ADMIN"),
-                                       HasSubstr("install iproute2"), HasSubstr("the kernel")));
+                                       HasSubstr("install iproute2"), HasSubstr("the kernel"),
+                                       HasSubstr("this kernel has no netem")));
   return true;
 }
 
@@ -114,6 +116,85 @@ TEST(NetworkNamespaces, RanksOnTwoHostsReduceOverAShapedLink) {
     EXPECT_EQ(measured, TEST_GLOO ? std::vector<std::string>({"cohort", "gloo", "gloo", "loopback"})
                                   : std::vector<std::string>({"cohort", "loopback"}));
   }
+}
+
+// `cohort bench` between the two hosts, as JSON.
+nlohmann::json BenchBetween(const Hosts& hosts, std::vector<std::string> arguments) {
+  std::vector<std::string> argv = {COHORT_BIN_DIR "/cohort", "bench"};
+  argv.insert(argv.end(), arguments.begin(), arguments.end());
+  argv.insert(argv.end(), {"--transport", "tcp", "--exec-prefix",
+                           kScript + " exec --name " + hosts.name + " {rank}", "--rendezvous-host",
+                           "10.77.0.1", "--json"});
+  const Outcome bench = RunCommand(argv);
+  EXPECT_EQ(bench.code, 0) << bench.err;
+  return bench.code == 0 ? nlohmann::json::parse(bench.out.substr(0, bench.out.find('\n')))
+                         : nlohmann::json();
+}
+
+nlohmann::json Collective(const Hosts& hosts, const std::string& op, const std::string& bytes) {
+  return BenchBetween(hosts,
+                      {op, "--ranks", "2", "--sizes", bytes, "--seconds", "0.3", "--rounds", "1"});
+}
+
+// By the kernel's netem, and by the relay. A broadcast is a round trip: the root hears that the
+// other is ready, and sends.
+TEST(NetworkNamespaces, ADelayIsThatOfEachWay) {
+  int measured = 0;
+  for (const bool relay : {false, true}) {
+    std::vector<std::string> arguments = {"--rate", "1gbit", "--delay", "5ms"};
+    if (relay) {
+      arguments.emplace_back("--relay");
+    }
+    const Hosts hosts(arguments);
+    if (Lacks(hosts.up)) {
+      continue;
+    }
+    ++measured;
+    EXPECT_GE(Collective(hosts, "broadcast", "8")["time_us"].get<double>(), 2 * 5000);
+    EXPECT_LT(Collective(hosts, "allreduce", "4m")["busbw_gbps"].get<double>(), 0.125 * 1.05);
+  }
+  if (measured == 0) {
+    GTEST_SKIP() << "neither netem nor a relay can be had";
+  }
+}
+
+// Each connection of a relayed network gets its share of a link that has much more.
+TEST(NetworkNamespaces, AFlowHasNoMoreThanItsShare) {
+  const Hosts hosts({"--relay", "--rate", "10gbit", "--flow-rate", "100mbit"});
+  if (Lacks(hosts.up)) {
+    GTEST_SKIP() << hosts.up.err;
+  }
+  const nlohmann::json line = Collective(hosts, "allreduce", "1m");
+  EXPECT_EQ(line["wrong"], 0);
+  EXPECT_LT(line["busbw_gbps"].get<double>(), 0.0125 * 1.05);
+}
+
+TEST(NetworkNamespaces, FastLinksAreShapedToo) {
+  for (const auto& [rate, shown, most] :
+       {std::tuple("10gbit", "rate 10Gbit", 1.25), {"25gbit", "rate 25Gbit", 3.125}}) {
+    const Hosts hosts({"--rate", rate});
+    if (Lacks(hosts.up)) {
+      GTEST_SKIP() << hosts.up.err;
+    }
+    EXPECT_THAT(RunCommand({"tc", "-n", hosts.name + "0", "qdisc", "show", "dev", "eth0"}).out,
+                HasSubstr(shown));
+    EXPECT_LT(Collective(hosts, "allreduce", "16m")["busbw_gbps"].get<double>(), most * 1.05);
+  }
+}
+
+TEST(NetworkNamespaces, TrainingOverAShapedLinkIsMeasured) {
+  const Hosts hosts({"--rate", "1gbit"});
+  if (Lacks(hosts.up)) {
+    GTEST_SKIP() << hosts.up.err;
+  }
+  const nlohmann::json json = BenchBetween(
+      hosts, {"overlap", "--model", "mlp", "--batch", "16", "--rounds", "2", "--seconds", "0.2"});
+  // The link takes 21 ms for the 2.7 MB of a step, less what it lets pass in a burst (0.5 MB).
+  for (const char* figure : {"ms_per_step_overlapped", "ms_per_step_after_backward"}) {
+    EXPECT_GT(json[figure].get<double>(), 15) << figure;
+  }
+  EXPECT_GT(json["ms_per_step_without_communication"].get<double>(), 0);
+  EXPECT_GT(json["speedup"].get<double>(), 0);
 }
 
 // Two processes on each of two hosts: shared memory inside, TCP across. The network, the grouping

@@ -1,8 +1,18 @@
 #include "flight_recorder.h"
 
+#include <cohort/comm/local.h>
+#include <cohort/comm/tcp.h>
 #include <gmock/gmock.h>
 
+#include <chrono>
+#include <fstream>
+#include <future>
+#include <nlohmann/json.hpp>
 #include <thread>
+
+#include "testing/memory_store.h"
+#include "testing/run_ranks.h"
+#include "testing/temp_dir.h"
 
 namespace cohort {
 namespace {
@@ -115,6 +125,98 @@ TEST(FlightRecorder, IsReadWhileItIsWritten) {
       ASSERT_EQ(entry.record.name, std::to_string(entry.index));
       ASSERT_EQ(entry.record.count, static_cast<std::int64_t>(entry.index));
       ++read;
+    }
+  }
+}
+
+// What `comm` dumps now of the operation of that name.
+nlohmann::json Dumped(const Communicator& comm, const std::string& name) {
+  std::ifstream file(OrThrow(comm.DumpFlightRecord("asked for")));
+  for (std::string line; std::getline(file, line);) {
+    if (auto entry = nlohmann::json::parse(line); entry.value("name", "") == name) {
+      return entry;
+    }
+  }
+  return {};
+}
+
+std::int64_t WallMicroseconds() {
+  return std::chrono::duration_cast<std::chrono::microseconds>(
+             std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
+
+// Rank 1 comes late to an operation, and never to the next. Rank 0's record says that these have
+// begun, and has their ends once they come.
+TEST(FlightRecord, TellsWhenAnOperationEndedWhosePeerWasLate) {
+  constexpr std::int64_t kSlack = 1000;  // us: two clocks are read for a time
+  constexpr std::chrono::milliseconds kLate{30};
+  constexpr std::chrono::milliseconds kTimeout{100};
+  constexpr std::chrono::seconds kPatience{20};
+  for (const std::string transport : {"local", "tcp"}) {
+    for (const std::size_t count : {10UL, 1UL << 20}) {
+      SCOPED_TRACE(transport + " " + std::to_string(count));
+      const testing::TempDir folder;
+      CommunicatorOptions options;
+      options.flight_folder = folder.path();
+      auto local = MakeLocalCommunicators(2, options);
+      testing::MemoryStore store;
+      std::promise<void> looked;
+      std::promise<void> given_up;
+      testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
+        Result<std::unique_ptr<Communicator>> made =
+            transport == "local" ? std::move(local[static_cast<std::size_t>(rank)])
+                                 : MakeTcpCommunicator(rank, 2, store, "job", {}, options);
+        COHORT_RETURN_IF_ERROR(made.status());
+        Communicator& comm = **made;
+        std::vector<float> values(count);
+        if (rank == 1) {
+          looked.get_future().wait_for(kPatience);
+          std::this_thread::sleep_for(kLate);  // it is late
+        }
+        const std::int64_t called = WallMicroseconds();
+        COHORT_ASSIGN_OR_RETURN(
+            const auto work, comm.AllReduce(std::span(values), ReduceOp::kSum, {.name = "late"}));
+        nlohmann::json before;
+        if (rank == 0) {
+          const Deadline until = DeadlineAfter(kPatience);
+          while (!comm.progress().under_way && std::chrono::steady_clock::now() < until) {
+            std::this_thread::yield();
+          }
+          before = Dumped(comm, "late");
+          EXPECT_EQ(before["state"], "started");
+          EXPECT_FALSE(before.contains("ended_us"));
+          looked.set_value();
+        }
+        COHORT_RETURN_IF_ERROR(work->Wait());
+        const std::int64_t returned = WallMicroseconds();
+        const nlohmann::json after = Dumped(comm, "late");
+        EXPECT_EQ(after["state"], "done");
+        const std::int64_t started = after["started_us"];
+        const std::int64_t ended = after["ended_us"];
+        EXPECT_GE(started, called - kSlack);
+        EXPECT_LE(ended, returned + kSlack);
+        EXPECT_LE(started, ended);
+        if (rank == 0) {
+          EXPECT_NEAR(started, before["started_us"].get<std::int64_t>(), kSlack);
+          EXPECT_GE(ended - started, std::chrono::microseconds(kLate).count() - kSlack);
+          const Result<std::unique_ptr<Work>> alone = comm.AllReduce(
+              std::span(values), ReduceOp::kSum, {.name = "alone", .timeout = kTimeout});
+          COHORT_RETURN_IF_ERROR(alone.status());
+          EXPECT_EQ((*alone)->Wait().code(), StatusCode::kDeadlineExceeded);
+          const nlohmann::json failed = Dumped(comm, "alone");
+          EXPECT_EQ(failed["state"], "failed");
+          EXPECT_GE(
+              failed["ended_us"].get<std::int64_t>() - failed["started_us"].get<std::int64_t>(),
+              std::chrono::microseconds(kTimeout).count() - kSlack);
+          EXPECT_LE(failed["ended_us"].get<std::int64_t>(), WallMicroseconds() + kSlack);
+          given_up.set_value();
+        } else {
+          given_up.get_future().wait_for(kPatience);
+          EXPECT_TRUE(Dumped(comm, "alone").is_null());
+        }
+        return {};
+      }));
     }
   }
 }

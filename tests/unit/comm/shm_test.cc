@@ -4,7 +4,10 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <atomic>
+#include <future>
 #include <set>
+#include <thread>
 
 #include "algorithms/shared.h"
 #include "testing/memory_store.h"
@@ -229,23 +232,136 @@ TEST(Shm, MemoryComesAndGoes) {
   }));
 }
 
+// In memory that is "lent", "private", or "mixed": lent by rank 1 alone.
+Result<std::unique_ptr<Memory>> FloatsIn(const std::string& where, Communicator& comm,
+                                         std::size_t count) {
+  const bool lent = where == "lent" || (where == "mixed" && comm.rank() == 1);
+  return lent ? comm.Allocate(count * sizeof(float)) : AllocateMemory(count * sizeof(float));
+}
+
+bool AllAre(float value, std::span<const float> values) {
+  return std::ranges::all_of(values, [value](float v) { return v == value; });
+}
+
+// Two ranks reduce right.
+Status ReduceRight(Communicator& comm, std::span<float> values) {
+  std::ranges::fill(values, static_cast<float>(comm.rank() + 1));
+  COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values, ReduceOp::kSum)));
+  return AllAre(3, values) ? Status() : Internal("a wrong sum");
+}
+
 TEST(Shm, AMismatchOfLargeOperationsTouchesNothing) {
-  const std::vector<Status> statuses = RunShm(2, [&](Communicator& comm) -> Status {
-    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory, comm.Allocate(1 << 20));
-    const std::span<float> values = Floats(*memory);
-    std::fill(values.begin(), values.end(), 1.0F);
-    const Status status = WaitFor(
-        comm.AllReduce(values, comm.rank() == 0 ? ReduceOp::kSum : ReduceOp::kMax, {.name = "w"}));
-    EXPECT_THAT(values, Each(1.0F));
-    // The communicator goes on.
-    COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values, ReduceOp::kSum)));
-    EXPECT_THAT(values, Each(2.0F));
-    return status;
-  });
-  for (const Status& status : statuses) {
-    EXPECT_EQ(status.code(), StatusCode::kInvalidArgument);
-    EXPECT_THAT(status.message(), AllOf(HasSubstr("rank 0"), HasSubstr("rank 1"), HasSubstr("sum"),
-                                        HasSubstr("max")));
+  for (const std::string where : {"lent", "private", "mixed"}) {
+    const std::vector<Status> statuses = RunShm(2, [&](Communicator& comm) -> Status {
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory, FloatsIn(where, comm, 1 << 20));
+      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> other, FloatsIn(where, comm, 1 << 20));
+      const std::span<float> values = Floats(*memory);
+      std::ranges::fill(values, 1.0F);
+      Status status = WaitFor(comm.AllReduce(
+          values, comm.rank() == 0 ? ReduceOp::kSum : ReduceOp::kMax, {.name = "w"}));
+      // The communicator goes on.
+      COHORT_RETURN_IF_ERROR(ReduceRight(comm, Floats(*other)));
+      EXPECT_TRUE(AllAre(1, values)) << where;
+      COHORT_RETURN_IF_ERROR(ReduceRight(comm, values));
+      return status;
+    });
+    for (const Status& status : statuses) {
+      EXPECT_EQ(status.code(), StatusCode::kInvalidArgument) << where << status.ToString();
+      EXPECT_THAT(status.message(), AllOf(HasSubstr("rank 0"), HasSubstr("rank 1"),
+                                          HasSubstr("sum"), HasSubstr("max")));
+    }
+  }
+}
+
+// Two ranks in one generation after the other.
+Status RunGenerations(std::uint64_t count, int rank, KeyValueStore& store,
+                      const std::function<Status(Communicator&)>& fn) {
+  for (std::uint64_t generation = 1; generation <= count; ++generation) {
+    CommunicatorOptions options;
+    options.generation = generation;
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> comm,
+                            MakeShmCommunicator(rank, 2, store, "job", {}, options));
+    COHORT_RETURN_IF_ERROR(fn(*comm).Annotate("generation " + std::to_string(generation)));
+  }
+  return {};
+}
+
+// Rank 0 aborts in the middle of one of many operations as a rule: they run one after the other,
+// whoever waits. Each doubles all values. The error with which they end.
+Status DoubleUntilAborted(Communicator& comm, std::span<float> values, Deadline abort_at) {
+  std::vector<std::unique_ptr<Work>> doublings;
+  for (int i = 0; i < 100; ++i) {
+    Communicator::Pending pending = comm.AllReduce(values, ReduceOp::kSum);
+    COHORT_RETURN_IF_ERROR(pending.status());
+    doublings.push_back(std::move(pending).value());
+  }
+  if (comm.rank() == 0 && !doublings.back()->Wait(abort_at).ok()) {
+    comm.Abort(Aborted("the loss is NaN"));
+  }
+  return doublings.back()->Wait();
+}
+
+// What is left in the buffers stays there, and the next generation reduces right.
+TEST(Shm, NobodyWritesToTheBuffersOfAnAbortedOperation) {
+  constexpr std::size_t kCount = 8 << 20;  // 32 MiB
+  for (const std::string where : {"lent", "private", "mixed"}) {
+    testing::MemoryStore store;
+    std::atomic<int> in_the_middle = 0;
+    testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
+      std::unique_ptr<Memory> failed;  // of the generation before
+      std::vector<float> left;
+      return RunGenerations(7, rank, store, [&](Communicator& comm) -> Status {
+        COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Memory> memory, FloatsIn(where, comm, kCount));
+        const std::span<float> values = Floats(*memory);
+        COHORT_RETURN_IF_ERROR(ReduceRight(comm, values));
+        EXPECT_TRUE(failed == nullptr || std::ranges::equal(Floats(*failed), left)) << where;
+        const Status status = DoubleUntilAborted(
+            comm, values,
+            DeadlineAfter(milliseconds(5) * static_cast<std::int64_t>(comm.generation())));
+        EXPECT_EQ(status.ToString(), "Aborted: rank 0 aborted the communicator: the loss is NaN");
+        failed = std::move(memory);
+        left.assign(values.begin(), values.end());
+        in_the_middle += AllAre(left.front(), left) ? 0 : 1;
+        return {};
+      });
+    }));
+    RecordProperty("in_the_middle_" + where, in_the_middle);
+    // What is lent a rank reduces to the end of its part before it hears of anything.
+    EXPECT_TRUE(where == "lent" || in_the_middle > 0) << where;
+  }
+}
+
+// Rank 1 comes to an operation when the deadline has passed: nobody writes to either's buffer any
+// more, and the next generation reduces right.
+TEST(Shm, NobodyWritesToTheBuffersOfAnOperationThatCameTooLate) {
+  constexpr std::size_t kCount = 1 << 20;
+  for (const std::string where : {"lent", "private", "mixed"}) {
+    testing::MemoryStore store;
+    std::promise<void> given_up;
+    testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
+      std::unique_ptr<Memory> failed;
+      return RunGenerations(2, rank, store, [&](Communicator& comm) -> Status {
+        COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Memory> memory, FloatsIn(where, comm, kCount));
+        COHORT_RETURN_IF_ERROR(ReduceRight(comm, Floats(*memory)));
+        if (failed != nullptr) {
+          EXPECT_TRUE(AllAre(static_cast<float>(rank + 1), Floats(*failed))) << where;
+          return {};
+        }
+        std::ranges::fill(Floats(*memory), static_cast<float>(rank + 1));
+        if (rank == 1) {
+          given_up.get_future().wait_for(std::chrono::seconds(20));
+        }
+        const Status status = WaitFor(comm.AllReduce(Floats(*memory), ReduceOp::kSum,
+                                                     {.name = "w", .timeout = milliseconds(200)}));
+        if (rank == 0) {
+          given_up.set_value();
+        }
+        EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded) << status.ToString();
+        EXPECT_THAT(status.message(), AllOf(HasSubstr("AllReduce 'w'"), HasSubstr("rank 1")));
+        failed = std::move(memory);
+        return {};
+      });
+    }));
   }
 }
 
