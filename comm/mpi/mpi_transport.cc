@@ -381,15 +381,17 @@ bool MpiTransport::LookAtFrames(int from) {
     }
     p.held = true;
   }
+  bool moved = false;
   while (p.frames.at < p.frames.size) {
     Header header;
     std::memcpy(&header, p.frames.bytes.data() + p.frames.at, sizeof(Header));
     const Bytes body(p.frames.bytes.data() + p.frames.at + sizeof(Header),
                      header.inside != 0 ? header.bytes : 0);
     if (stop_ || !TakeFrame(from, header, body)) {
-      return false;
+      return moved;
     }
     p.frames.at += sizeof(Header) + body.size();
+    moved = true;
   }
   p.held = false;
   const std::lock_guard lock(runtime_->mutex());
