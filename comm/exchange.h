@@ -2,13 +2,13 @@
 // the transport below.
 //
 // It opens every operation towards each peer it sends to with that operation's record, which goes
-// ahead of the data (over TCP in one message with them), compares the peers' records with its own
-// before their data is used, keeps the operation's deadline, and turns whatever goes wrong into one
-// status that all ranks get. A collective in which this rank waits for 2 ms is opened towards the
-// next rank, too, whatever its algorithm sends: wherever two ranks disagree, two neighbours on the
-// ring do, and one of them sees it even if both wait for others. What an operation sends, or shows,
-// links all ranks: where they disagree each of them waits, and where they agree nothing more is
-// sent than that, but by who waits.
+// ahead of the data (over TCP and MPI in one message with them), compares the peers' records with
+// its own before their data is used, keeps the operation's deadline, and turns whatever goes wrong
+// into one status that all ranks get. A collective in which this rank waits for 2 ms is opened
+// towards the next rank, too, whatever its algorithm sends: wherever two ranks disagree, two
+// neighbours on the ring do, and one of them sees it even if both wait for others. What an
+// operation sends, or shows, links all ranks: where they disagree each of them waits, and where
+// they agree nothing more is sent than that, but by who waits.
 //
 //   records differ      InvalidArgument naming both sides; told to all. The operation is given up,
 //                       the communicator goes on

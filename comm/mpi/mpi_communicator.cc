@@ -1,5 +1,8 @@
 #include <cohort/comm/mpi.h>
 
+#include <algorithm>
+#include <chrono>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -11,63 +14,112 @@ namespace cohort {
 namespace {
 
 constexpr std::int64_t kMostSegmentBytes = std::int64_t{1} << 30;
-constexpr int kHereTag = 20011;  // on MPI_COMM_WORLD, while communicators are made
+// On MPI_COMM_WORLD, while communicators are made.
+constexpr int kHereTag = 20011;
+constexpr int kMadeTag = 20013;
+constexpr auto kWhoIsLeft = std::chrono::milliseconds(500);  // to say so at the deadline
+constexpr auto kLeave = std::chrono::milliseconds(1000);     // where somebody is absent
 
-// Duplicates MPI_COMM_WORLD, which all ranks must do. Each tells all others that it is here, so
-// that at the deadline the absent can be named.
-Result<MPI_Comm> DuplicateWorld(MpiRuntime& runtime, const CommunicatorOptions& options,
-                                std::chrono::milliseconds timeout) {
-  const Deadline deadline = DeadlineAfter(timeout);
+// done(), which may call MPI, asked again and again until it is true, or `until`.
+template <typename F>
+bool Await(MpiRuntime& runtime, Deadline until, F done) {
+  const Deadline since = std::chrono::steady_clock::now();
+  for (;;) {
+    const bool is_done = runtime.Call(done);
+    const Deadline now = std::chrono::steady_clock::now();
+    if (is_done || now >= until) {
+      return is_done;
+    }
+    std::this_thread::sleep_for(std::min(MpiRuntime::Nap(now - since), until - now));
+  }
+}
+
+// Tells all other ranks `tag` and waits until all have told it; the ranks that have not by `until`.
+std::vector<int> Absent(MpiRuntime& runtime, int tag, Deadline until) {
   int rank = 0;
   int size = 1;
-  std::vector<MPI_Request> told;
-  std::vector<MPI_Request> heard;
+  std::vector<MPI_Request> requests;  // of each rank what is heard, then what is told
   runtime.Call([&] {
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    told.assign(static_cast<std::size_t>(size), MPI_REQUEST_NULL);
-    heard.assign(static_cast<std::size_t>(size), MPI_REQUEST_NULL);
+    requests.assign(2 * static_cast<std::size_t>(size), MPI_REQUEST_NULL);
     for (int peer = 0; peer < size; ++peer) {
       if (peer != rank) {
-        const auto at = static_cast<std::size_t>(peer);
-        MPI_Irecv(nullptr, 0, MPI_BYTE, peer, kHereTag, MPI_COMM_WORLD, &heard[at]);
-        MPI_Isend(nullptr, 0, MPI_BYTE, peer, kHereTag, MPI_COMM_WORLD, &told[at]);
+        MPI_Request* const of = &requests[2 * static_cast<std::size_t>(peer)];
+        MPI_Irecv(nullptr, 0, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &of[0]);
+        MPI_Isend(nullptr, 0, MPI_BYTE, peer, tag, MPI_COMM_WORLD, &of[1]);
       }
     }
   });
-  const auto wait_all = [&](std::vector<MPI_Request>& requests) {
-    for (;;) {
-      const bool done = runtime.Call([&] {
-        int flag = 0;
-        MPI_Testall(size, requests.data(), &flag, MPI_STATUSES_IGNORE);
-        return flag != 0;
-      });
-      if (done || std::chrono::steady_clock::now() >= deadline) {
-        return done;
-      }
-      std::this_thread::sleep_for(std::chrono::microseconds(100));
+  Await(runtime, until, [&] {
+    bool all = true;
+    for (MPI_Request& request : requests) {  // MPI_Testall does not say which are done
+      int flag = 0;
+      MPI_Test(&request, &flag, MPI_STATUS_IGNORE);
+      all &= flag != 0;
     }
-  };
-  if (!wait_all(heard) || !wait_all(told)) {
-    std::string absent;
-    for (int peer = 0; peer < size; ++peer) {
-      MPI_Request& request = heard[static_cast<std::size_t>(peer)];
-      if (request != MPI_REQUEST_NULL) {
-        absent += (absent.empty() ? "" : ", ") + NameOf(options, peer);
-        runtime.Call([&] {
-          MPI_Cancel(&request);
-          MPI_Request_free(&request);
-        });
+    return all;
+  });
+  std::vector<int> absent;
+  for (int peer = 0; peer < size; ++peer) {
+    runtime.Call([&] {
+      MPI_Request* const of = &requests[2 * static_cast<std::size_t>(peer)];
+      if (of[0] != MPI_REQUEST_NULL) {
+        MPI_Cancel(&of[0]);
+        MPI_Request_free(&of[0]);
+        absent.push_back(peer);
       }
-    }
-    return DeadlineExceeded(NameOf(options, rank) + " did not meet all " + std::to_string(size) +
-                            " ranks within " + std::to_string(timeout.count()) + " ms: missing " +
-                            absent + " [every rank of MPI_COMM_WORLD must make the communicator]");
+      if (of[1] != MPI_REQUEST_NULL) {
+        MPI_Request_free(&of[1]);
+      }
+    });
   }
-  MPI_Comm comm = MPI_COMM_NULL;  // all are here, so this call does not wait for anybody long
-  const int code = runtime.Call([&] { return MPI_Comm_dup(MPI_COMM_WORLD, &comm); });
-  COHORT_RETURN_IF_ERROR(MpiRuntime::Check(code, "MPI_Comm_dup"));
-  return comm;
+  return absent;
+}
+
+// Duplicates MPI_COMM_WORLD, which all ranks must do. Each tells all others that it is here, and at
+// the end that it has done so, or still waits: so the absent can be named.
+Result<MPI_Comm> DuplicateWorld(MpiRuntime& runtime, const CommunicatorOptions& options,
+                                std::chrono::milliseconds timeout) {
+  const Deadline deadline = DeadlineAfter(timeout);
+  struct Duplicate {
+    MPI_Comm comm = MPI_COMM_NULL;
+    MPI_Request request = MPI_REQUEST_NULL;
+  };
+  auto duplicate = std::make_unique<Duplicate>();
+  bool made = false;
+  std::vector<int> absent = Absent(runtime, kHereTag, deadline);
+  if (absent.empty()) {
+    int code = runtime.Call(
+        [&] { return MPI_Comm_idup(MPI_COMM_WORLD, &duplicate->comm, &duplicate->request); });
+    made = code == MPI_SUCCESS && Await(runtime, deadline, [&] {
+             int flag = 0;
+             code = MPI_Test(&duplicate->request, &flag, MPI_STATUS_IGNORE);
+             return flag != 0 || code != MPI_SUCCESS;
+           });
+    COHORT_RETURN_IF_ERROR(MpiRuntime::Check(code, "MPI_Comm_idup"));
+    absent = Absent(runtime, kMadeTag, std::max(deadline, DeadlineAfter(kWhoIsLeft)));
+  }
+  if (made && absent.empty()) {
+    return duplicate->comm;
+  }
+  runtime.LeaveWithin(kLeave);
+  if (duplicate->request != MPI_REQUEST_NULL) {
+    (void)duplicate.release();  // MPI may still write to it
+  }
+  std::string names;
+  for (const int peer : absent) {
+    names += (names.empty() ? ": missing " : ", ") + NameOf(options, peer);
+  }
+  int rank = 0;
+  int size = 1;
+  runtime.Call([&] {
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &size);
+  });
+  return DeadlineExceeded(NameOf(options, rank) + " did not meet all " + std::to_string(size) +
+                          " ranks within " + std::to_string(timeout.count()) + " ms" + names +
+                          " [every rank of MPI_COMM_WORLD must make the communicator]");
 }
 
 }  // namespace
@@ -95,6 +147,7 @@ Result<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& mpi,
       MpiRuntime::Get(mpi.funneled ? MPI_THREAD_FUNNELED : MPI_THREAD_SERIALIZED));
   COHORT_ASSIGN_OR_RETURN(const MPI_Comm comm,
                           DuplicateWorld(*runtime, options, mpi.connect_timeout));
+  runtime->LeaveWithin(mpi.connect_timeout);
   TransportCommunicatorParts parts;
   runtime->Call([&] {
     MPI_Comm_rank(comm, &parts.rank);

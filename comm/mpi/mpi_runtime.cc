@@ -3,8 +3,8 @@
 #include <cohort/core/thread_pool.h>
 #include <sched.h>
 
+#include <algorithm>
 #include <chrono>
-#include <future>
 #include <string>
 
 namespace cohort {
@@ -12,6 +12,8 @@ namespace {
 
 constexpr auto kSpin =
     std::chrono::microseconds(50);  // both sides of a hand-over, before they sleep
+
+std::atomic<bool> leaving = false;  // this process's MPI, which was initialised here
 
 template <typename F>
 bool SpinUntil(F done) {
@@ -63,32 +65,52 @@ Result<std::shared_ptr<MpiRuntime>> MpiRuntime::Get(int level) {
 Status MpiRuntime::Initialize(int level) {
   std::promise<Status> promise;
   std::future<Status> begun = promise.get_future();
-  thread_ = std::thread([this, level, started = std::move(promise)]() mutable {
+  std::promise<void> served;
+  served_ = served.get_future();
+  std::promise<void> finalized;
+  finalized_ = finalized.get_future();
+  thread_ = std::thread([this, level, started = std::move(promise), served = std::move(served),
+                         finalized = std::move(finalized)]() mutable {
     NameThisThread("mpi");
     int provided = MPI_THREAD_SINGLE;
     Status status = Check(MPI_Init_thread(nullptr, nullptr, level, &provided), "MPI_Init_thread");
-    if (status.ok() && provided < MPI_THREAD_FUNNELED) {
-      MPI_Finalize();
+    const bool begins = status.ok();
+    if (begins && provided < MPI_THREAD_FUNNELED) {
       status = FailedPrecondition("this MPI has no MPI_THREAD_FUNNELED [install one with threads]");
     }
     funneled_ = provided < MPI_THREAD_SERIALIZED;
-    const bool usable = status.ok();
     started.set_value(std::move(status));
-    if (usable) {
-      Serve();
+    if (!begins) {
+      return;
     }
+    Serve();
+    const std::vector<std::vector<std::byte>> kept = std::move(kept_);
+    served.set_value();
+    int finalized_already = 0;
+    MPI_Finalized(&finalized_already);
+    if (finalized_already == 0) {
+      MPI_Finalize();
+    }
+    finalized.set_value();
   });
   return begun.get();
 }
 
 MpiRuntime::~MpiRuntime() {
-  if (thread_.joinable()) {
-    {
-      const std::lock_guard lock(jobs_mutex_);
-      stopping_ = true;
-    }
-    jobs_changed_.notify_one();
+  if (!thread_.joinable()) {
+    return;
+  }
+  leaving = true;
+  {
+    const std::lock_guard lock(jobs_mutex_);
+    stopping_ = true;
+  }
+  jobs_changed_.notify_one();
+  served_.wait();
+  if (finalized_.wait_for(patience_.load()) == std::future_status::ready) {
     thread_.join();
+  } else {
+    thread_.detach();
   }
 }
 
@@ -136,15 +158,17 @@ void MpiRuntime::Serve() {
     job_done_.notify_all();
     SpinUntil([this] { return waiting_ > 0; });  // whoever waits for MPI soon looks again
   }
-  if (!Finalized()) {
-    MPI_Finalize();
-  }
 }
 
 bool MpiRuntime::Finalized() {
   int finalized = 0;
   MPI_Finalized(&finalized);
-  return finalized != 0;
+  return finalized != 0 || leaving;
+}
+
+Duration MpiRuntime::Nap(Duration waited) {
+  return std::clamp<Duration>(waited / 8, std::chrono::microseconds(20),
+                              std::chrono::milliseconds(1));
 }
 
 Status MpiRuntime::Check(int code, const char* what) {

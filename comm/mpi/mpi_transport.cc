@@ -17,7 +17,7 @@ namespace {
 using std::chrono::microseconds;
 using std::chrono::milliseconds;
 
-enum Tag { kFrameTag = 1, kBodyTag = 2, kUrgentTag = 3 };
+enum Tag { kFrameTag = 1, kBodyTag = 2, kUrgentTag = 3, kTags = 4 };
 
 struct Header {
   FrameKind kind;
@@ -28,8 +28,8 @@ struct Header {
 static_assert(sizeof(Header) == 16);
 
 constexpr std::size_t kInsideBytes = Transport::kMaxControlBytes;
-constexpr std::size_t kMaxFrame = sizeof(Header) + kInsideBytes;
-constexpr std::size_t kBodiesUnderWay = 4;  // from one peer
+constexpr std::size_t kMaxMessage = 2 * (sizeof(Header) + kInsideBytes);  // of frames
+constexpr std::size_t kBodiesUnderWay = 4;                                // from one peer
 // Of what is sent, MPI keeps at the receiver's what is small and not asked for yet, without a
 // bound. So that there is one, a frame waits to be received after so many bytes of data; what is
 // large enough waits by itself, and counts as no more than MPI keeps.
@@ -37,7 +37,6 @@ constexpr std::size_t kUnmatchedBytes = 256 << 10;
 constexpr std::size_t kEagerBytes = 64 << 10;
 constexpr auto kSpin = microseconds(50);  // before a wait sleeps between looks
 constexpr auto kShortNap = microseconds(20);
-constexpr auto kLongNap = microseconds(1000);
 constexpr auto kIdleNap = milliseconds(10);  // between operations
 constexpr auto kLetGo = milliseconds(1000);  // what is under way when the communicator fails
 
@@ -62,12 +61,17 @@ struct BodyUnderWay {
 };
 
 struct Mailbox {  // a receive that is always posted
-  std::vector<std::byte> bytes = std::vector<std::byte>(kMaxFrame);
+  std::vector<std::byte> bytes = std::vector<std::byte>(kMaxMessage);
+  std::size_t size = 0;  // of what has come
+  std::size_t at = 0;    // the frame in it that is next
   MPI_Request request = MPI_REQUEST_NULL;
 };
 
 struct Peer {
+  int world = 0;  // its rank in MPI's communicator
+  int group = 0;  // what it calls this group: in the tags of all that is sent to it
   bool lost = false;
+  std::vector<std::byte> ahead;  // the record of an operation: goes with the next frame
   std::deque<OutMessage> out;
   std::size_t unmatched = 0;  // bytes of data since the last frame that is done when it is received
   std::deque<Posted> posted;
@@ -76,18 +80,19 @@ struct Peer {
   std::deque<BodyUnderWay> bodies;
   Mailbox frames;
   Mailbox urgent;
-  bool held = false;  // the frame in the mailbox waits: for a receive, or for the bodies before it
+  bool held = false;  // a frame in the mailbox waits: for a receive, or for the bodies before it
 };
 
 class MpiTransport final : public Transport {
  public:
-  MpiTransport(std::shared_ptr<MpiRuntime> runtime, MPI_Comm comm, int rank, int size, bool native)
-      : Transport(size),
+  MpiTransport(std::shared_ptr<MpiRuntime> runtime, MPI_Comm comm, int rank,
+               std::vector<Peer> peers, bool native)
+      : Transport(static_cast<int>(peers.size())),
         runtime_(std::move(runtime)),
         comm_(comm),
         rank_(rank),
         native_(native),
-        peers_(static_cast<std::size_t>(size)) {}
+        peers_(std::move(peers)) {}
   ~MpiTransport() override;
 
   std::string_view backend() const override { return "mpi"; }
@@ -110,6 +115,11 @@ class MpiTransport final : public Transport {
   }
   Ticket Receive(int from, MutableBytes data, const CombineWith& combine) override;
   void Control(int to, FrameKind kind, Bytes body) override {
+    if (kind == FrameKind::kOpen) {
+      SendAhead(to);
+      peer(to).ahead = Frame(kind, body);
+      return;
+    }
     const bool urgent = kind == FrameKind::kAbort || kind == FrameKind::kStalled;
     if (kind == FrameKind::kReject) {
       Put(to, kUrgentTag, kind, body, 0);
@@ -125,6 +135,7 @@ class MpiTransport final : public Transport {
   }
   void Forget() override;
   void Close(Deadline deadline) override;
+  Result<std::string> Offer() override;
   Result<std::unique_ptr<Transport>> Join(const std::string& id, const std::vector<int>& members,
                                           int my_index, const std::vector<std::string>& offers,
                                           Deadline deadline) override;
@@ -133,16 +144,20 @@ class MpiTransport final : public Transport {
   Peer& peer(int rank) { return peers_[static_cast<std::size_t>(rank)]; }
   int size() const { return static_cast<int>(peers_.size()); }
 
+  int TagOf(int receiver, Tag tag) { return kTags * peer(receiver).group + tag; }
+  static std::vector<std::byte> Frame(FrameKind kind, Bytes body);
   static bool CountUnmatched(Peer& peer, std::size_t bytes);
+  void SendAhead(int to);
+  void Post(int to, Tag tag, OutMessage& message);
   void Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_t ticket);
-  bool Test(int peer, MPI_Request& request);
+  bool Test(int peer, MPI_Request& request, std::size_t* received = nullptr);
   void Open(int from, Mailbox& mailbox, Tag tag);
   bool Look();
   bool LookAtSends(int to);
   bool LookAtUrgent(int from);
   bool LookAtFrames(int from);
   bool LookAtBodies(int from);
-  bool TakeFrame(int from);
+  bool TakeFrame(int from, const Header& header, Bytes body);
   bool ReceiveBody(int from, const Posted& posted, std::size_t bytes);
   void LetGo();
   bool Pause(Deadline until, Deadline since);
@@ -200,9 +215,9 @@ void MpiTransport::LetGo() {
 
 // --- sending
 
-// Is the frame of so many bytes of data one that waits to be received?
+// Is the frame of so many bytes, the data with it, one that waits to be received?
 bool MpiTransport::CountUnmatched(Peer& peer, std::size_t bytes) {
-  peer.unmatched += sizeof(Header) + std::min(bytes, kEagerBytes);
+  peer.unmatched += std::min(bytes, kEagerBytes);
   if (peer.unmatched < kUnmatchedBytes) {
     return false;
   }
@@ -210,41 +225,76 @@ bool MpiTransport::CountUnmatched(Peer& peer, std::size_t bytes) {
   return true;
 }
 
-void MpiTransport::Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_t ticket) {
-  if (peer(to).lost) {
-    return;
-  }
-  OutMessage& message = peer(to).out.emplace_back();
+// A header, and the body if it is small.
+std::vector<std::byte> MpiTransport::Frame(FrameKind kind, Bytes body) {
   const bool inside = body.size() <= kInsideBytes;
   const Header header = {kind, static_cast<std::uint8_t>(inside ? 1 : 0), {}, body.size()};
-  message.ticket = ticket;
-  const bool waits = ticket != 0 && CountUnmatched(peer(to), body.size());
-  message.frame.resize(sizeof(Header) + (inside ? body.size() : 0));
-  std::memcpy(message.frame.data(), &header, sizeof(Header));
+  std::vector<std::byte> frame(sizeof(Header) + (inside ? body.size() : 0));
+  std::memcpy(frame.data(), &header, sizeof(Header));
   if (inside) {
-    std::copy(body.begin(), body.end(), message.frame.begin() + sizeof(Header));
+    std::copy(body.begin(), body.end(), frame.begin() + sizeof(Header));
   }
+  return frame;
+}
+
+void MpiTransport::Put(int to, Tag tag, FrameKind kind, Bytes body, std::uint64_t ticket) {
+  Peer& p = peer(to);
+  if (p.lost) {
+    return;
+  }
+  OutMessage& message = p.out.emplace_back();
+  message.frame = Frame(kind, body);
+  if (tag == kFrameTag) {
+    message.frame.insert(message.frame.begin(), p.ahead.begin(), p.ahead.end());
+    p.ahead.clear();
+  }
+  if (body.size() > kInsideBytes) {
+    message.body = body;
+  }
+  message.ticket = ticket;
+  Post(to, tag, message);
+}
+
+// What was to go with a frame that has not come yet.
+void MpiTransport::SendAhead(int to) {
+  Peer& p = peer(to);
+  if (!p.ahead.empty()) {
+    OutMessage& message = p.out.emplace_back();
+    message.frame.swap(p.ahead);
+    Post(to, kFrameTag, message);
+  }
+}
+
+void MpiTransport::Post(int to, Tag tag, OutMessage& message) {
+  Peer& p = peer(to);
+  const std::size_t bytes = message.frame.size() + message.body.size();
+  const auto send = message.ticket != 0 && CountUnmatched(p, bytes) ? MPI_Issend : MPI_Isend;
   const int code = runtime_->Call([&] {
-    const auto send = waits ? MPI_Issend : MPI_Isend;
     const int sent = send(message.frame.data(), static_cast<int>(message.frame.size()), MPI_BYTE,
-                          to, tag, comm_, &message.frame_request);
-    return sent != MPI_SUCCESS || inside
+                          p.world, TagOf(to, tag), comm_, &message.frame_request);
+    return sent != MPI_SUCCESS || message.body.empty()
                ? sent
-               : MPI_Isend(body.data(), static_cast<int>(body.size()), MPI_BYTE, to, kBodyTag,
-                           comm_, &message.body_request);
+               : MPI_Isend(message.body.data(), static_cast<int>(message.body.size()), MPI_BYTE,
+                           p.world, TagOf(to, kBodyTag), comm_, &message.body_request);
   });
   if (code != MPI_SUCCESS) {
     Lose(to, MpiRuntime::Check(code, "MPI_Isend"));
   }
 }
 
-// Whether `request` is done; needs the lock.
-bool MpiTransport::Test(int rank, MPI_Request& request) {
+// Whether `request` is done; needs the lock. `received`: the bytes that came by it.
+bool MpiTransport::Test(int rank, MPI_Request& request, std::size_t* received) {
   int done = 0;
-  const int code = MPI_Test(&request, &done, MPI_STATUS_IGNORE);
+  MPI_Status status;
+  const int code = MPI_Test(&request, &done, &status);
   if (code != MPI_SUCCESS) {
     Lose(rank, MpiRuntime::Check(code, "MPI_Test"));
     return false;
+  }
+  if (done != 0 && received != nullptr) {
+    int bytes = 0;
+    MPI_Get_count(&status, MPI_BYTE, &bytes);
+    *received = static_cast<std::size_t>(bytes);
   }
   return done != 0;
 }
@@ -273,8 +323,9 @@ bool MpiTransport::LookAtSends(int to) {
 
 // Posts the receive of the next frame; needs the lock.
 void MpiTransport::Open(int from, Mailbox& mailbox, Tag tag) {
+  mailbox.at = 0;
   const int code = MPI_Irecv(mailbox.bytes.data(), static_cast<int>(mailbox.bytes.size()), MPI_BYTE,
-                             from, tag, comm_, &mailbox.request);
+                             peer(from).world, TagOf(rank_, tag), comm_, &mailbox.request);
   if (code != MPI_SUCCESS) {
     Lose(from, MpiRuntime::Check(code, "MPI_Irecv"));
   }
@@ -325,27 +376,33 @@ bool MpiTransport::LookAtFrames(int from) {
   Peer& p = peer(from);
   if (!p.held) {
     const std::lock_guard lock(runtime_->mutex());
-    if (p.frames.request == MPI_REQUEST_NULL || !Test(from, p.frames.request)) {
+    if (p.frames.request == MPI_REQUEST_NULL || !Test(from, p.frames.request, &p.frames.size)) {
       return false;
     }
+    p.held = true;
   }
-  p.held = !TakeFrame(from);
-  if (p.held) {
-    return false;
+  bool moved = false;
+  while (p.frames.at < p.frames.size) {
+    Header header;
+    std::memcpy(&header, p.frames.bytes.data() + p.frames.at, sizeof(Header));
+    const Bytes body(p.frames.bytes.data() + p.frames.at + sizeof(Header),
+                     header.inside != 0 ? header.bytes : 0);
+    if (stop_ || !TakeFrame(from, header, body)) {
+      return moved;
+    }
+    p.frames.at += sizeof(Header) + body.size();
+    moved = true;
   }
+  p.held = false;
   const std::lock_guard lock(runtime_->mutex());
   Open(from, p.frames, kFrameTag);
   return true;
 }
 
-// Deals with the frame in the mailbox; false if it must wait.
-bool MpiTransport::TakeFrame(int from) {
+// Deals with a frame; false if it must wait.
+bool MpiTransport::TakeFrame(int from, const Header& header, Bytes body) {
   Peer& p = peer(from);
-  Header header;
-  std::memcpy(&header, p.frames.bytes.data(), sizeof(Header));
   const bool inside = header.inside != 0;
-  const Bytes body(p.frames.bytes.data() + sizeof(Header),
-                   std::min<std::size_t>(inside ? header.bytes : 0, kInsideBytes));
   if (header.kind != FrameKind::kData) {
     if (!p.bodies.empty()) {
       return false;
@@ -412,8 +469,8 @@ bool MpiTransport::ReceiveBody(int from, const Posted& posted, std::size_t bytes
     to = under_way.scratch.data();
   }
   const std::lock_guard lock(runtime_->mutex());
-  const int code =
-      MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, from, kBodyTag, comm_, &under_way.request);
+  const int code = MPI_Irecv(to, static_cast<int>(bytes), MPI_BYTE, peer(from).world,
+                             TagOf(rank_, kBodyTag), comm_, &under_way.request);
   if (code != MPI_SUCCESS) {
     Lose(from, MpiRuntime::Check(code, "MPI_Irecv"));
   }
@@ -461,6 +518,7 @@ bool MpiTransport::Look() {
   bool moved = false;
   for (int p = 0; p < size() && !stop_; ++p) {
     if (p != rank_ && !peer(p).lost) {
+      SendAhead(p);
       moved |= LookAtSends(p);
       moved |= LookAtUrgent(p);
       while (!stop_ && !peer(p).lost) {
@@ -494,8 +552,8 @@ void MpiTransport::Progress(Deadline until) {
   woken_ = false;
 }
 
-// MPI cannot be waited for together with anything else, so it is looked at again and again: at
-// first at once, later after naps, so that waiting leaves the core to others. False: return.
+// MPI is looked at again and again: at first at once, later after naps, so that waiting leaves the
+// core to others. False: return.
 bool MpiTransport::Pause(Deadline until, Deadline since) {
   const Deadline now = std::chrono::steady_clock::now();
   std::unique_lock lock(wake_mutex_);
@@ -508,8 +566,7 @@ bool MpiTransport::Pause(Deadline until, Deadline since) {
     std::this_thread::yield();
     return true;
   }
-  const Duration nap =
-      !busy ? Duration(kIdleNap) : std::clamp<Duration>((now - since) / 8, kShortNap, kLongNap);
+  const Duration nap = busy ? MpiRuntime::Nap(now - since) : Duration(kIdleNap);
   return !wake_.wait_until(lock, std::min(until, now + nap), [this] { return woken_; });
 }
 
@@ -542,10 +599,12 @@ bool MpiTransport::Abandon() {
 
 void MpiTransport::Forget() {
   forgotten_ = true;
+  runtime_->LeaveWithin(kLetGo);
   const Deadline patience = DeadlineAfter(kLetGo);
   for (Peer& p : peers_) {
     p.posted.clear();
     p.kept.Clear();
+    p.ahead.clear();
     for (BodyUnderWay& body : p.bodies) {
       int done = 0;
       const auto look = [&] { MPI_Test(&body.request, &done, MPI_STATUS_IGNORE); };
@@ -586,21 +645,33 @@ void MpiTransport::Close(Deadline deadline) {
   }
 }
 
-// All ranks have just met in the exchange of offers, so the collective call below does not wait for
-// a rank that never comes.
+// A group has MPI's communicator in common with this one, so nothing waits for anybody to make it.
+// What is sent to a rank has the rank's own number of the group in its tag, which it has offered.
+Result<std::string> MpiTransport::Offer() {
+  const int group = runtime_->NewGroup();
+  int* most = nullptr;
+  int known = 0;
+  runtime_->Call([&] { MPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &most, &known); });
+  if (known == 0 || group >= *most / kTags) {
+    return ResourceExhausted("MPI has no tag left for one more group of ranks");
+  }
+  return std::to_string(group);
+}
+
 Result<std::unique_ptr<Transport>> MpiTransport::Join(const std::string& /*id*/,
                                                       const std::vector<int>& members, int my_index,
-                                                      const std::vector<std::string>& /*offers*/,
+                                                      const std::vector<std::string>& offers,
                                                       Deadline /*deadline*/) {
-  const int color =
-      members.empty() ? MPI_UNDEFINED : *std::min_element(members.begin(), members.end());
-  MPI_Comm group = MPI_COMM_NULL;
-  const int code = runtime_->Call([&] { return MPI_Comm_split(comm_, color, my_index, &group); });
-  COHORT_RETURN_IF_ERROR(MpiRuntime::Check(code, "MPI_Comm_split"));
   if (members.empty()) {
     return std::unique_ptr<Transport>();
   }
-  return MakeMpiTransport(runtime_, group, native_);
+  std::vector<Peer> peers(members.size());
+  for (std::size_t i = 0; i < members.size(); ++i) {
+    peers[i].world = peer(members[i]).world;
+    peers[i].group = std::stoi(offers[i]);
+  }
+  return std::make_unique<MpiTransport>(runtime_, comm_, my_index, std::move(peers),
+                                        /*native=*/false);
 }
 
 }  // namespace
@@ -614,7 +685,11 @@ std::unique_ptr<Transport> MakeMpiTransport(std::shared_ptr<MpiRuntime> runtime,
     MPI_Comm_rank(comm, &rank);
     MPI_Comm_size(comm, &size);
   });
-  return std::make_unique<MpiTransport>(std::move(runtime), comm, rank, size, native);
+  std::vector<Peer> peers(static_cast<std::size_t>(size));
+  for (int r = 0; r < size; ++r) {
+    peers[static_cast<std::size_t>(r)].world = r;
+  }
+  return std::make_unique<MpiTransport>(std::move(runtime), comm, rank, std::move(peers), native);
 }
 
 }  // namespace cohort

@@ -8,18 +8,39 @@
 #include <cohort/comm/mpi.h>
 #include <gtest/gtest.h>
 #include <mpi.h>
+#include <sys/resource.h>
 
+#include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <cstdio>
 #include <memory>
 #include <span>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "conformance/communicator_conformance.h"
 #include "mpi/mpi_runtime.h"
 #include "mpi/mpi_transport.h"
+
+namespace {
+std::atomic<int> sends = 0;  // of messages, by this process
+}
+
+extern "C" {
+int MPI_Isend(const void* data, int count, MPI_Datatype type, int to, int tag, MPI_Comm comm,
+              MPI_Request* request) {
+  ++sends;
+  return PMPI_Isend(data, count, type, to, tag, comm, request);
+}
+int MPI_Issend(const void* data, int count, MPI_Datatype type, int to, int tag, MPI_Comm comm,
+               MPI_Request* request) {
+  ++sends;
+  return PMPI_Issend(data, count, type, to, tag, comm, request);
+}
+}
 
 namespace cohort::testing {
 namespace {
@@ -68,6 +89,60 @@ TEST(MpiCommunicator, SegmentsLargerThanAMessageAreRefused) {
   EXPECT_EQ(refused.code(), StatusCode::kInvalidArgument);
   EXPECT_NE(refused.message().find("segments of 2147483648 bytes"), std::string::npos)
       << refused.ToString();
+}
+
+// The quietest of many rounds: where a rank waits for 2 ms, it tells the next.
+TEST(MpiCommunicator, SendsNothingBesidesWhatItsAlgorithmSends) {
+  const int size = ThisJob().size;
+  const auto comm = OrThrow(MakeMpiCommunicator({.funneled = ThisJob().funneled}));
+  for (const char* const algorithm : {"ring", "direct"}) {
+    int least = INT32_MAX;
+    for (int round = 0; round < 300; ++round) {
+      const int before = sends;
+      std::vector<float> values(1'000, 1.0F);
+      const auto work =
+          OrThrow(comm->AllReduce(std::span(values), ReduceOp::kSum, {.algorithm = algorithm}));
+      ASSERT_TRUE(work->Wait().ok());
+      least = std::min(least, sends - before);
+    }
+    EXPECT_EQ(least, 2 * (size - 1)) << algorithm;
+  }
+}
+
+std::chrono::microseconds ProcessorTime() {
+  rusage usage = {};
+  ::getrusage(RUSAGE_SELF, &usage);
+  const auto of = [](const timeval& time) {
+    return std::chrono::seconds(time.tv_sec) + std::chrono::microseconds(time.tv_usec);
+  };
+  return of(usage.ru_utime) + of(usage.ru_stime);
+}
+
+// Rank 0 comes a second late: nobody takes the core meanwhile, in an operation or outside.
+TEST(MpiCommunicator, WaitingRanksTakeNoCore) {
+  constexpr std::chrono::milliseconds kWait{1000};
+  const auto comm = OrThrow(MakeMpiCommunicator({.funneled = ThisJob().funneled}));
+  for (const std::size_t count : {std::size_t{100}, std::size_t{1} << 20}) {
+    std::vector<float> values(count, 1.0F);
+    const auto reduce = [&](ReduceOp op) {
+      return OrThrow(comm->AllReduce(std::span(values), op))->Wait().ok();
+    };
+    ASSERT_TRUE(reduce(ReduceOp::kMax));
+    const auto before = ProcessorTime();
+    const Deadline until = DeadlineAfter(kWait);
+    if (comm->rank() == 0) {
+      std::this_thread::sleep_until(until);
+      const auto used = ProcessorTime() - before;
+      RecordProperty("outside_us_" + std::to_string(count), static_cast<int>(used.count()));
+      EXPECT_LT(used, kWait / 50);
+    }
+    ASSERT_TRUE(reduce(ReduceOp::kMax));
+    if (comm->rank() != 0) {
+      const auto used = ProcessorTime() - before;
+      RecordProperty("inside_us_" + std::to_string(count), static_cast<int>(used.count()));
+      EXPECT_LT(used, kWait / 50) << count << " elements";
+    }
+  }
 }
 
 class Heard final : public TransportListener {

@@ -5,6 +5,8 @@
 #include <csignal>
 #include <cstdint>
 #include <cstdio>
+#include <fstream>
+#include <iterator>
 #include <optional>
 #include <set>
 #include <string>
@@ -239,6 +241,24 @@ TEST(MultiWorkerMirroredUnderMpirun, EndsWithOneProcessesParameters) {
     ++ranks;
   }
   EXPECT_EQ(ranks, 3U);
+}
+
+// The flight records, which are written when the job fails, say by what gradients went.
+TEST(MultiWorkerMirroredUnderMpirun, GradientsGoByMpisOwnCollectivesWhereAskedFor) {
+  if (!MpiBuilt()) {
+    GTEST_SKIP() << "built without MPI";
+  }
+  const TempDir folder;
+  ProcessCluster cluster;
+  cluster.Start("mpirun", UnderMpirun(2, Task("multi_worker_mirrored", kForever,
+                                              {"fail_at=20", "mpi=" + folder.path()})));
+  const std::optional<int> code = cluster.Wait("mpirun", kStart);
+  ASSERT_TRUE(code.has_value());
+  EXPECT_NE(*code, 0);
+  std::ifstream file(folder.path() + "/collectives.g1.rank0.jsonl");
+  const std::string record((std::istreambuf_iterator<char>(file)),
+                           std::istreambuf_iterator<char>());
+  EXPECT_THAT(record, HasSubstr(R"("algorithm":"mpi")"));
 }
 
 TEST(MultiWorkerMirroredUnderMpirun, TheLossOfARankEndsTheOthers) {

@@ -1,14 +1,15 @@
 // One process of a training job, for strategy_process_test: the integer model under FromEnv.
 //
 //   strategy_task KIND STEPS [join_timeout_ms=..] [heartbeat_timeout_ms=..] [devices=..]
-//   [fail_at=..] [overflow_at=..] [csv=PATH]
+//   [fail_at=..] [overflow_at=..] [csv=PATH] [mpi=PATH]
 //
 // Prints "step N" now and then, and at the end "done CRC" of the parameters. fail_at: the step in
 // which this process's step function returns an error. overflow_at: gradients are scaled, and in
 // that step one of the last replica's is infinite; prints "skipped N, scale S" of each step that
 // was. csv: each process reads its own part of the bytes of that file, columns x0 to x3, id and
 // tokens, instead of all of the integer data; prints "ids SUM of COUNT" of an epoch's examples that
-// it had. Ends with ExitCode of what ended it.
+// it had. mpi: by MPI's own collectives; flight records go to that folder. Ends with ExitCode of
+// what ended it.
 #include <cstdio>
 #include <iostream>
 #include <limits>
@@ -41,8 +42,12 @@ Result<data::Dataset> RowsOf(const std::string& path, const InputContext& share)
 }
 
 Status Run(const std::string& kind, std::int64_t steps, std::map<std::string, int> settings,
-           const std::string& csv) {
+           const std::string& csv, const std::string& mpi) {
   StrategyOptions options;
+  if (!mpi.empty()) {
+    options.mpi_implementation = "mpi";
+    options.flight_folder = mpi;
+  }
   options.log = StderrLog(kind);
   options.num_devices = settings.contains("devices") ? settings["devices"] : 1;
   if (settings.contains("join_timeout_ms")) {
@@ -128,17 +133,18 @@ int main(int argc, char** argv) {
   }
   std::map<std::string, int> settings;
   std::string csv;
+  std::string mpi;
   for (int i = 3; i < argc; ++i) {
     const std::string setting = argv[i];
     const std::size_t equals = setting.find('=');
-    if (setting.starts_with("csv=")) {
-      csv = setting.substr(equals + 1);
+    if (setting.starts_with("csv=") || setting.starts_with("mpi=")) {
+      (setting.starts_with("csv=") ? csv : mpi) = setting.substr(equals + 1);
       continue;
     }
     settings[setting.substr(0, equals)] = std::stoi(setting.substr(equals + 1));
   }
   const std::string kind = std::string(argv[1]) == "-" ? "" : argv[1];
-  const Status status = Run(kind, std::stoll(argv[2]), settings, csv);
+  const Status status = Run(kind, std::stoll(argv[2]), settings, csv, mpi);
   if (!status.ok()) {
     std::cerr << status.ToString() << std::endl;
   }

@@ -110,8 +110,8 @@ struct CommunicatorStats {
   std::uint64_t bytes_sent = 0;
   std::uint64_t bytes_received = 0;
   // What was sent besides data: the record of an operation, ahead of its first data to each peer
-  // (over TCP in one message with them); where a rank waits for 2 ms, to the next rank too; and
-  // what is said of faults, joins and the end. 0 over NCCL, and of what goes over shared memory
+  // (over TCP and MPI in one message with them); where a rank waits for 2 ms, to the next rank too;
+  // and what is said of faults, joins and the end. 0 over NCCL, and of what goes over shared memory
   // without messages.
   std::uint64_t control_messages = 0;
 };
