@@ -406,11 +406,16 @@ std::string Exchange::Culprits() const {
   int silent = 0;
   for (int p = 0; p < size_; ++p) {
     const Peer& other = peer(p);
-    if (p == rank_ || (record_.point_to_point() && p != record_.root)) {
+    if (p == rank_) {
+      continue;
+    }
+    if (!other.heard_stalled && other.presence == Presence::kHere) {
+      ++silent;
+    }
+    if (record_.point_to_point() && p != record_.root) {
       continue;
     }
     if (!other.heard_stalled) {
-      ++silent;
       const std::uint64_t last = std::max(other.last_heard, completed_);
       name(certain, p,
            " gives no sign of life" +
