@@ -414,36 +414,42 @@ Status Exchange::TimedOut(const std::function<bool()>& done) {
 }
 
 std::string Exchange::Culprits() const {
-  std::string text;
+  std::string certain;
+  std::string behind;
+  const auto name = [&](std::string& text, int p, const std::string& fault) {
+    text += (text.empty() ? "" : ", ") + Name(p) + fault;
+  };
   int silent = 0;
   for (int p = 0; p < size_; ++p) {
     const Peer& other = peer(p);
-    if (p == rank_ || (record_.point_to_point() && p != record_.root)) {
+    if (p == rank_) {
       continue;
     }
-    std::string fault;
-    if (!other.heard_stalled) {
+    if (!other.heard_stalled && other.presence == Presence::kHere) {
       ++silent;
-      fault = " gives no sign of life";
-      if (const std::uint64_t last = std::max(other.last_heard, completed_); last > 0) {
-        fault += " (last heard of in operation #" + std::to_string(last) + ")";
-      }
+    }
+    if (record_.point_to_point() && p != record_.root) {
+      continue;
+    }
+    if (!other.heard_stalled) {
+      const std::uint64_t last = std::max(other.last_heard, completed_);
+      name(certain, p,
+           " gives no sign of life" +
+               (last > 0 ? " (last heard of in operation #" + std::to_string(last) + ")" : ""));
     } else if (!record_.point_to_point() && other.stalled_in.sequence < record_.sequence) {
-      fault = other.stalled_in.sequence + other.stalled_in.pair_sequence == 0
-                  ? " has not entered it, nor any operation before"
-                  : " has not entered it; its last is " + other.stalled_in.Numbered();
+      name(behind, p,
+           other.stalled_in.sequence + other.stalled_in.pair_sequence == 0
+               ? " has not entered it, nor any operation before"
+               : " has not entered it; its last is " + other.stalled_in.Numbered());
     } else if (const auto doubt = transport_->DoubtOf(p, (deadline_ - started_) / 2);
                doubt && doubt->certain) {
-      fault = " answers, but " + doubt->what;
-    } else {
-      continue;
+      name(certain, p, " answers, but " + doubt->what);
     }
-    text += (text.empty() ? "" : ", ") + Name(p) + fault;
   }
   if (silent == size_ - 1 && silent > 1) {
     return Name(rank_) + " hears of no other rank [its own network, or all others, may be down]";
   }
-  return text;
+  return certain.empty() ? behind : certain;  // who is behind may wait for one of those
 }
 
 // A stalled frame: one byte that says whether an answer is asked for, then where this rank is.

@@ -27,13 +27,13 @@ Result<std::vector<std::string>> WordsOfAll(const Crew& crew, KeyValueStore& sto
 
 // A communicator that all processes get, or none: nullptr where a process cannot make it, and
 // `obstacle` says which and why.
-Result<std::unique_ptr<Communicator>> MadeByAll(const Crew& crew, const StrategyOptions& options,
-                                                KeyValueStore& store, const std::string& key,
+Result<std::unique_ptr<Communicator>> MadeByAll(const Crew& crew, KeyValueStore& store,
+                                                const std::string& key, Deadline deadline,
                                                 Result<std::unique_ptr<Communicator>> made,
                                                 std::string& obstacle) {
-  COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> words,
-                          WordsOfAll(crew, store, key, made.ok() ? "yes" : made.status().ToString(),
-                                     DeadlineAfter(options.join_timeout)));
+  COHORT_ASSIGN_OR_RETURN(
+      const std::vector<std::string> words,
+      WordsOfAll(crew, store, key, made.ok() ? "yes" : made.status().ToString(), deadline));
   for (std::size_t rank = 0; rank < words.size(); ++rank) {
     if (words[rank] != "yes") {
       obstacle = crew.tasks[rank].ToString() + ": " + words[rank];
@@ -98,21 +98,26 @@ CommunicatorOptions CommunicatorOf(const Crew& crew, const StrategyOptions& opti
 Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const StrategyOptions& options,
                                                   KeyValueStore& store, const std::string& host,
                                                   std::uint64_t generation) {
-  constexpr std::chrono::milliseconds kConnect{10'000};  // all have joined already
   // Whoever does not come within this, after a loss, has been lost since.
   constexpr std::chrono::milliseconds kConnectAgain{30'000};
-  const std::string prefix = "collectives";
-  const std::string& transport = options.communication.transport;
-  const CommunicatorOptions communicator = CommunicatorOf(crew, options, generation);
-  const std::string key = prefix + "/" + std::to_string(communicator.generation);
-  const int rank = crew.rank;
-  const int size = crew.size();
   TcpOptions tcp;
   tcp.bind_address = AnyPortOf(options.communication.bind_host);
   tcp.rendezvous_host = host;
   tcp.connect_timeout =
       generation > 1 ? std::min(kConnectAgain, options.join_timeout) : options.join_timeout;
   tcp.rails = options.rails;
+  return ConnectCrew(crew, options.communication.transport, store, "collectives", tcp,
+                     CommunicatorOf(crew, options, generation));
+}
+
+Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const std::string& transport,
+                                                  KeyValueStore& store, const std::string& prefix,
+                                                  const TcpOptions& tcp,
+                                                  const CommunicatorOptions& communicator) {
+  constexpr std::chrono::milliseconds kConnect{10'000};  // all have joined already
+  const std::string key = prefix + "/" + std::to_string(communicator.generation);
+  const int rank = crew.rank;
+  const int size = crew.size();
   if (transport == "tcp") {
     return MakeTcpCommunicator(rank, size, store, prefix, tcp, communicator);
   }
@@ -120,7 +125,7 @@ Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const Strate
   if (transport == "shm") {
     COHORT_ASSIGN_OR_RETURN(const std::vector<std::string> hosts,
                             WordsOfAll(crew, store, key + "/host_of_all", HostIdentity(),
-                                       DeadlineAfter(options.join_timeout)));
+                                       DeadlineAfter(tcp.connect_timeout)));
     for (std::size_t r = 0; r < hosts.size() && obstacle.empty(); ++r) {
       if (hosts[r] != hosts.front()) {
         obstacle = crew.tasks[r].ToString() + " is on another host";
@@ -130,12 +135,11 @@ Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const Strate
   if (obstacle.empty()) {
     HierarchicalOptions hierarchical;
     hierarchical.tcp = tcp;
-    hierarchical.tcp.connect_timeout = std::min(kConnect, options.join_timeout);
+    hierarchical.tcp.connect_timeout = std::min(kConnect, tcp.connect_timeout);
+    auto mine = MakeHierarchicalCommunicator(rank, size, store, prefix, hierarchical, communicator);
     COHORT_ASSIGN_OR_RETURN(
-        auto made, MadeByAll(crew, options, store, key + "/made",
-                             MakeHierarchicalCommunicator(rank, size, store, prefix, hierarchical,
-                                                          communicator),
-                             obstacle));
+        auto made, MadeByAll(crew, store, key + "/made", DeadlineAfter(tcp.connect_timeout),
+                             std::move(mine), obstacle));
     if (made != nullptr) {
       return made;
     }
@@ -144,7 +148,7 @@ Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const Strate
     return FailedPrecondition("the processes cannot share memory: " + obstacle +
                               " [choose communication.transport auto or tcp]");
   }
-  options.log.Warning(
+  communicator.log.Warning(
       "TCP between all processes, since not all that are on one host can share "
       "memory: " +
       obstacle);

@@ -14,6 +14,7 @@
 #include <cohort/cluster/cluster_spec.h>
 #include <cohort/cluster/key_value_store.h>
 #include <cohort/comm/communicator.h>
+#include <cohort/comm/tcp.h>
 #include <cohort/core/status.h>
 #include <cohort/strategies/strategy_options.h>
 
@@ -43,5 +44,11 @@ CommunicatorOptions CommunicatorOf(const Crew& crew, const StrategyOptions& opti
 Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const StrategyOptions& options,
                                                   KeyValueStore& store, const std::string& host,
                                                   std::uint64_t generation);
+// The same by `transport`, "auto", "shm" or "tcp", under `prefix` in the store; for what all must
+// agree on there is tcp.connect_timeout, too.
+Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const std::string& transport,
+                                                  KeyValueStore& store, const std::string& prefix,
+                                                  const TcpOptions& tcp,
+                                                  const CommunicatorOptions& communicator);
 
 }  // namespace cohort

@@ -6,6 +6,7 @@
 
 #include <cohort/strategies/synchronous.h>
 
+#include "multi_worker/crew.h"
 #include "synchronous/agreement.h"
 
 namespace cohort {
@@ -102,8 +103,9 @@ Result<Regrouped> Regroup(CoordinationClient& client, const RegroupOptions& opti
         "Regroup over MPI: the ranks of an mpirun are fixed, and most end when one is lost [start "
         "the job by addresses: TF_CONFIG, torchrun's variables or cohort launch]");
   }
-  if (transport.backend != "tcp") {
-    return InvalidArgument("Regroup knows no backend '" + transport.backend + "' [use tcp]");
+  if (transport.backend != "auto" && transport.backend != "shm" && transport.backend != "tcp") {
+    return InvalidArgument("Regroup knows no backend '" + transport.backend +
+                           "' [use auto, shm or tcp]");
   }
   const Deadline deadline = DeadlineAfter(options.timeout);
   const auto left = [&] {
@@ -124,14 +126,16 @@ Result<Regrouped> Regroup(CoordinationClient& client, const RegroupOptions& opti
     };
     TcpOptions tcp = transport.tcp;
     tcp.connect_timeout = std::min({tcp.connect_timeout, left(), milliseconds(kConnect)});
-    auto made = MakeTcpCommunicator(generation.rank, static_cast<int>(generation.members.size()),
-                                    client, "regroup", tcp, communicator);
+    auto made = ConnectCrew({.tasks = generation.members, .rank = generation.rank},
+                            transport.backend, client, "regroup", tcp, communicator);
     if (made.ok()) {
       result.communicator = std::move(made).value();
       result.store = &client;
       return result;
     }
-    if (std::chrono::steady_clock::now() >= deadline || !client.failure().ok()) {
+    // What the processes are cannot change: on several hosts, or not able to share memory.
+    const bool never = made.status().code() == StatusCode::kFailedPrecondition;
+    if (never || std::chrono::steady_clock::now() >= deadline || !client.failure().ok()) {
       return made.status().Annotate("generation " + std::to_string(generation.number));
     }
     communicator.log.Warning("generation " + std::to_string(generation.number) +

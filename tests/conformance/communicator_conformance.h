@@ -6,16 +6,25 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 namespace cohort::testing {
 
 // Makes a group of `size` ranks and runs fn on each rank of it that lives in this process; their
-// statuses. The communicator is destroyed when fn returns.
+// statuses. With options.generation above 1 it makes the generations from 1 to that, one after the
+// other in the same store, and runs fn on each until one fails. The last communicator is destroyed
+// when fn returns.
 using RunGroup =
     std::function<std::vector<Status>(int size, const CommunicatorOptions& options,
                                       const std::function<Status(Communicator& communicator)>& fn)>;
+
+// What a rank of it does; `make` makes one generation.
+using MakeCommunicator =
+    std::function<Result<std::unique_ptr<Communicator>>(const CommunicatorOptions& options)>;
+Status RunGenerations(const CommunicatorOptions& options, const MakeCommunicator& make,
+                      const std::function<Status(Communicator& communicator)>& fn);
 
 struct CommunicatorCase {
   std::string name;

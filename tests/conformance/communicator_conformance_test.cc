@@ -13,54 +13,56 @@ namespace {
 
 std::vector<Status> RunLocal(int size, const CommunicatorOptions& options,
                              const std::function<Status(Communicator&)>& fn) {
-  std::vector<std::unique_ptr<Communicator>> communicators = MakeLocalCommunicators(size, options);
+  std::vector<std::vector<std::unique_ptr<Communicator>>> generations;
+  CommunicatorOptions each = options;
+  for (each.generation = 1; each.generation <= options.generation; ++each.generation) {
+    generations.push_back(MakeLocalCommunicators(size, each));
+  }
   return RunRanks(size, [&](int rank) {
-    const std::unique_ptr<Communicator> mine =
-        std::move(communicators[static_cast<std::size_t>(rank)]);
-    return fn(*mine);
+    const auto make = [&](const CommunicatorOptions& o) -> Result<std::unique_ptr<Communicator>> {
+      return std::move(generations[o.generation - 1][static_cast<std::size_t>(rank)]);
+    };
+    return RunGenerations(options, make, fn);
   });
+}
+
+// Ranks that meet in a store.
+using MakeRank = std::function<Result<std::unique_ptr<Communicator>>(
+    int rank, int size, KeyValueStore& store, const CommunicatorOptions& options)>;
+
+RunGroup RunIn(const MakeRank& make_rank) {
+  return [make_rank](int size, const CommunicatorOptions& options,
+                     const std::function<Status(Communicator&)>& fn) {
+    MemoryStore store;
+    return RunRanks(size, [&](int rank) {
+      const auto make = [&](const CommunicatorOptions& o) {
+        return make_rank(rank, size, store, o);
+      };
+      return RunGenerations(options, make, fn);
+    });
+  };
 }
 
 // Every rank maps the others' memory, as processes do.
-std::vector<Status> RunShm(int size, const CommunicatorOptions& options,
-                           const std::function<Status(Communicator&)>& fn) {
-  MemoryStore store;
-  return RunRanks(size, [&](int rank) -> Status {
-    COHORT_ASSIGN_OR_RETURN(
-        const std::unique_ptr<Communicator> mine,
-        MakeShmCommunicator(rank, size, store, "job", {.connect_timeout = std::chrono::seconds(20)},
-                            options));
-    return fn(*mine);
+RunGroup RunShm() {
+  return RunIn([](int rank, int size, KeyValueStore& store, const CommunicatorOptions& options) {
+    return MakeShmCommunicator(rank, size, store, "job",
+                               {.connect_timeout = std::chrono::seconds(20)}, options);
   });
 }
 
-std::vector<Status> RunTcp(int size, const CommunicatorOptions& options,
-                           const std::function<Status(Communicator&)>& fn) {
-  MemoryStore store;
-  return RunRanks(size, [&](int rank) -> Status {
-    COHORT_ASSIGN_OR_RETURN(
-        const std::unique_ptr<Communicator> mine,
-        MakeTcpCommunicator(rank, size, store, "job", {.connect_timeout = std::chrono::seconds(20)},
-                            options));
-    return fn(*mine);
+const TcpOptions kTcp = {.connect_timeout = std::chrono::seconds(20)};
+
+RunGroup RunTcp(const TcpOptions& tcp) {
+  return RunIn([tcp](int rank, int size, KeyValueStore& store, const CommunicatorOptions& options) {
+    return MakeTcpCommunicator(rank, size, store, "job", tcp, options);
   });
 }
 
 // Frames cut anywhere, over several connections.
 RunGroup RunRails(int rails, std::int64_t stripe_bytes) {
-  return [=](int size, const CommunicatorOptions& options,
-             const std::function<Status(Communicator&)>& fn) {
-    MemoryStore store;
-    return RunRanks(size, [&](int rank) -> Status {
-      COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Communicator> mine,
-                              MakeTcpCommunicator(rank, size, store, "job",
-                                                  {.connect_timeout = std::chrono::seconds(20),
-                                                   .rails = rails,
-                                                   .stripe_bytes = stripe_bytes},
-                                                  options));
-      return fn(*mine);
-    });
-  };
+  return RunTcp(
+      {.connect_timeout = std::chrono::seconds(20), .rails = rails, .stripe_bytes = stripe_bytes});
 }
 
 std::vector<CommunicatorCase> RailsCases() {
@@ -73,19 +75,13 @@ std::vector<CommunicatorCase> RailsCases() {
 using Layout = std::function<int(int rank, int size)>;
 
 RunGroup RunHierarchical(const Layout& layout) {
-  return [layout](int size, const CommunicatorOptions& options,
-                  const std::function<Status(Communicator&)>& fn) {
-    MemoryStore store;
-    return RunRanks(size, [&](int rank) -> Status {
-      HierarchicalOptions hierarchical;
-      hierarchical.tcp.connect_timeout = std::chrono::seconds(20);
-      hierarchical.host = "host " + std::to_string(layout(rank, size));
-      COHORT_ASSIGN_OR_RETURN(
-          const std::unique_ptr<Communicator> mine,
-          MakeHierarchicalCommunicator(rank, size, store, "job", hierarchical, options));
-      return fn(*mine);
-    });
-  };
+  return RunIn(
+      [layout](int rank, int size, KeyValueStore& store, const CommunicatorOptions& options) {
+        HierarchicalOptions hierarchical;
+        hierarchical.tcp.connect_timeout = std::chrono::seconds(20);
+        hierarchical.host = "host " + std::to_string(layout(rank, size));
+        return MakeHierarchicalCommunicator(rank, size, store, "job", hierarchical, options);
+      });
 }
 
 // Two consecutive ranks on each host, which keeps the canonical order; ranks dealt to two hosts in
@@ -95,7 +91,7 @@ std::vector<CommunicatorCase> HierarchicalCases() {
   const Layout dealt = [](int rank, int /*size*/) { return rank % 2; };
   const Layout uneven = [](int rank, int /*size*/) { return rank == 0 ? 0 : 1; };
   std::vector<CommunicatorCase> cases;
-  for (const int size : {2, 4, 5, 6, 8, 9}) {
+  for (const int size : {2, 4, 5, 6, 7, 8, 9}) {
     cases.push_back({"pairs", RunHierarchical(pairs), size, 64});
   }
   for (const int size : {3, 6}) {
@@ -103,6 +99,7 @@ std::vector<CommunicatorCase> HierarchicalCases() {
     cases.push_back({"uneven", RunHierarchical(uneven), size, 64});
   }
   cases.push_back({"pairs", RunHierarchical(pairs), 4, 0});
+  cases.push_back({"uneven", RunHierarchical(uneven), 3, 0});
   return cases;
 }
 
@@ -122,15 +119,15 @@ INSTANTIATE_TEST_SUITE_P(Local, CommunicatorConformance,
 INSTANTIATE_TEST_SUITE_P(Local, CommunicatorFailureConformance,
                          ::testing::ValuesIn(Cases("local", RunLocal, 2)), CommunicatorCaseName);
 
-INSTANTIATE_TEST_SUITE_P(Shm, CommunicatorConformance, ::testing::ValuesIn(Cases("shm", RunShm, 1)),
-                         CommunicatorCaseName);
+INSTANTIATE_TEST_SUITE_P(Shm, CommunicatorConformance,
+                         ::testing::ValuesIn(Cases("shm", RunShm(), 1)), CommunicatorCaseName);
 INSTANTIATE_TEST_SUITE_P(Shm, CommunicatorFailureConformance,
-                         ::testing::ValuesIn(Cases("shm", RunShm, 2)), CommunicatorCaseName);
+                         ::testing::ValuesIn(Cases("shm", RunShm(), 2)), CommunicatorCaseName);
 
-INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorConformance, ::testing::ValuesIn(Cases("tcp", RunTcp, 1)),
-                         CommunicatorCaseName);
+INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorConformance,
+                         ::testing::ValuesIn(Cases("tcp", RunTcp(kTcp), 1)), CommunicatorCaseName);
 INSTANTIATE_TEST_SUITE_P(Tcp, CommunicatorFailureConformance,
-                         ::testing::ValuesIn(Cases("tcp", RunTcp, 2)), CommunicatorCaseName);
+                         ::testing::ValuesIn(Cases("tcp", RunTcp(kTcp), 2)), CommunicatorCaseName);
 
 INSTANTIATE_TEST_SUITE_P(Rails, CommunicatorConformance, ::testing::ValuesIn(RailsCases()),
                          CommunicatorCaseName);

@@ -433,19 +433,35 @@ TEST_P(CommunicatorFailureConformance, ARankThatLeftIsNamed) {
                });
 }
 
+// In the same processes, which meet where they met before.
 TEST_P(CommunicatorFailureConformance, ANewGenerationWorksAfterAFailure) {
+  constexpr int kGenerations = 3;
   CommunicatorOptions options = this->options();
-  for (std::uint64_t generation = 1; generation <= 3; ++generation) {
-    options.generation = generation;
-    RunAndExpect(options, StatusCode::kInvalidArgument,
-                 {"generation " + std::to_string(generation)}, [&](Communicator& comm) {
-                   COHORT_RETURN_IF_ERROR(
-                       CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, 100, "auto"));
-                   std::vector<float> values(10);
-                   return WaitFor(comm.AllReduce(std::span(values), ReduceOp::kSum,
-                                                 {.name = std::to_string(comm.rank())}));
-                 });
-  }
+  options.generation = kGenerations;
+  const std::int64_t count = GetParam().segment_bytes > 0 ? 1000 : 100'000;
+  std::atomic<int> ended{0};
+  const std::vector<Status> statuses =
+      GetParam().run(size(), options, [&](Communicator& comm) -> Status {
+        COHORT_RETURN_IF_ERROR(
+            CheckAllReduce(comm, DType::kFloat32, ReduceOp::kSum, count, "auto"));
+        // When one has done this, all have done the former. The abort may come before its end.
+        const Status met = WaitFor(comm.Barrier());
+        const std::string why = "the end of generation " + std::to_string(comm.generation());
+        if (comm.rank() == static_cast<int>(comm.generation()) % size()) {
+          COHORT_RETURN_IF_ERROR(met);
+          comm.Abort(Aborted(why));
+        }
+        std::vector<float> values(static_cast<std::size_t>(count));
+        const Status status = WaitFor(comm.AllReduce(std::span(values), ReduceOp::kSum));
+        COHORT_RETURN_IF_ERROR(Check(status.code() == StatusCode::kAborted &&
+                                         status.message().find(why) != std::string::npos &&
+                                         comm.status() == status,
+                                     status.ToString()));
+        ++ended;
+        return {};
+      });
+  ExpectAllOk(statuses);
+  EXPECT_EQ(ended, kGenerations * static_cast<int>(statuses.size()));
 }
 
 }  // namespace cohort::testing

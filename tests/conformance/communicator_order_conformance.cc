@@ -6,8 +6,10 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <random>
 
+#include "algorithms/shared.h"
 #include "conformance/communicator_checks.h"
 #include "conformance/communicator_conformance.h"
 #include "testing/run_ranks.h"
@@ -68,19 +70,30 @@ bool SameBits(std::span<const T> a, std::span<const T> b) {
   return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size_bytes()) == 0;
 }
 
-// Every algorithm, whole and cut in pieces; the case's backend and segments. All are compared with
-// one reference, so all are equal.
+// What this rank gives, and what comes of it.
 template <typename T>
-Status CheckCanonical(Communicator& comm, std::size_t count) {
-  const std::vector<T> expected = CanonicalSum<T>(comm.size(), count);
+struct WildSum {
+  std::vector<T> given;
+  std::vector<T> expected;
+
+  WildSum(const Communicator& comm, std::size_t count)
+      : given(Wild<T>(comm.rank(), count)), expected(CanonicalSum<T>(comm.size(), count)) {}
+};
+
+// Every algorithm, whole and cut in pieces, at `values`; the case's backend and segments. All are
+// compared with one reference, so all are equal.
+template <typename T>
+Status CheckCanonical(Communicator& comm, const WildSum<T>& sum, std::span<T> values,
+                      const std::vector<std::size_t>& cuts) {
+  const std::size_t count = values.size();
+  const std::vector<T>& expected = sum.expected;
   const std::string type(DTypeName(DTypeOf<T>::value));
   for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllReduce)) {
-    for (const std::size_t cut : {count, count / 3 + 1, std::size_t{29}}) {
-      std::vector<T> values = Wild<T>(comm.rank(), count);
+    for (const std::size_t cut : cuts) {
+      std::ranges::copy(sum.given, values.begin());
       for (std::size_t at = 0; at < count; at += cut) {
-        COHORT_RETURN_IF_ERROR(
-            WaitFor(comm.AllReduce(std::span(values).subspan(at, std::min(cut, count - at)),
-                                   ReduceOp::kSum, {.algorithm = algorithm})));
+        COHORT_RETURN_IF_ERROR(WaitFor(comm.AllReduce(values.subspan(at, std::min(cut, count - at)),
+                                                      ReduceOp::kSum, {.algorithm = algorithm})));
       }
       COHORT_RETURN_IF_ERROR(
           Check(SameBits<T>(values, expected),
@@ -88,24 +101,30 @@ Status CheckCanonical(Communicator& comm, std::size_t count) {
     }
   }
   for (int root = 0; root < comm.size(); ++root) {
-    std::vector<T> values = Wild<T>(comm.rank(), count);
-    COHORT_RETURN_IF_ERROR(WaitFor(comm.Reduce(std::span(values), ReduceOp::kSum, root)));
+    std::ranges::copy(sum.given, values.begin());
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.Reduce(values, ReduceOp::kSum, root)));
     COHORT_RETURN_IF_ERROR(
         Check(comm.rank() != root || SameBits<T>(values, expected), type + " Reduce"));
   }
   const std::size_t slice = count / static_cast<std::size_t>(comm.size());
   const std::size_t even = slice * static_cast<std::size_t>(comm.size());
   for (const std::string& algorithm : Algorithms(comm, OperationKind::kReduceScatter)) {
-    std::vector<T> values = Wild<T>(comm.rank(), count);
+    std::ranges::copy(sum.given, values.begin());
     std::vector<T> mine(slice);
-    COHORT_RETURN_IF_ERROR(WaitFor(comm.ReduceScatter(
-        std::span(values).first(even), std::span(mine), ReduceOp::kSum, {.algorithm = algorithm})));
+    COHORT_RETURN_IF_ERROR(WaitFor(comm.ReduceScatter(values.first(even), std::span(mine),
+                                                      ReduceOp::kSum, {.algorithm = algorithm})));
     COHORT_RETURN_IF_ERROR(
         Check(SameBits<T>(mine, std::span(expected).subspan(
                                     static_cast<std::size_t>(comm.rank()) * slice, slice)),
               type + " ReduceScatter by " + algorithm));
   }
   return {};
+}
+
+template <typename T>
+Status CheckCanonical(Communicator& comm, std::size_t count) {
+  std::vector<T> values(count);
+  return CheckCanonical<T>(comm, WildSum<T>(comm, count), values, {count, count / 3 + 1, 29});
 }
 
 }  // namespace
@@ -121,6 +140,42 @@ TEST_P(CommunicatorConformance, DeterministicResultsHaveTheBitsOfTheCanonicalOrd
     COHORT_RETURN_IF_ERROR(CheckCanonical<double>(comm, 203));
     COHORT_RETURN_IF_ERROR(CheckCanonical<Float16>(comm, 203));
     return CheckCanonical<BFloat16>(comm, 1531);
+  }));
+}
+
+// Sizes that go another way than small ones, up to several segments of each rank, in memory that is
+// private, that is lent, and that some lend and some do not.
+TEST_P(CommunicatorConformance, LargeDeterministicResultsHaveTheBitsOfTheCanonicalOrder) {
+  constexpr int kMostRanks = 5;  // more take their time on two cores; four have a case of their own
+  const bool own_segments = GetParam().segment_bytes == 0 || size() == kMostRanks;
+  if (!GetParam().deterministic || !own_segments || size() > kMostRanks) {
+    return;
+  }
+  CommunicatorOptions options = this->options();
+  options.deterministic = true;
+  options.segment_bytes = 0;
+  ExpectAllOk(GetParam().run(size(), options, [](Communicator& comm) -> Status {
+    const std::size_t segment = kStagedSegmentBytes / sizeof(float);
+    const std::size_t most = 3 * segment * static_cast<std::size_t>(comm.size()) + 17;
+    COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> lent,
+                            comm.Allocate(most * sizeof(float)));
+    std::vector<float> own(most);
+    const std::span<float> shared(reinterpret_cast<float*>(lent->bytes().data()), most);
+    const std::vector<std::string> algorithms = Algorithms(comm, OperationKind::kAllReduce);
+    const bool shares = std::ranges::find(algorithms, "shared") != algorithms.end();
+    for (const std::size_t count : {std::size_t{30'011}, most}) {
+      const WildSum<float> sum(comm, count);
+      const auto check = [&](std::span<float> room, const std::string& where) {
+        return CheckCanonical<float>(comm, sum, room.first(count), {count, count / 3 + 1})
+            .Annotate(where);
+      };
+      COHORT_RETURN_IF_ERROR(check(own, "private memory"));
+      if (shares) {
+        COHORT_RETURN_IF_ERROR(check(shared, "lent memory"));
+        COHORT_RETURN_IF_ERROR(check(comm.rank() % 2 == 0 ? std::span(own) : shared, "mixed"));
+      }
+    }
+    return {};
   }));
 }
 

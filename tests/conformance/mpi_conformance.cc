@@ -57,12 +57,11 @@ Job& ThisJob() {
 RunGroup RunMpi(const std::string& implementation) {
   return [implementation](int /*size*/, const CommunicatorOptions& options,
                           const std::function<Status(Communicator&)>& fn) -> std::vector<Status> {
-    Result<std::unique_ptr<Communicator>> mine = MakeMpiCommunicator(
-        {.implementation = implementation, .funneled = ThisJob().funneled}, options);
-    if (!mine.ok()) {
-      return {mine.status()};
-    }
-    return {fn(*mine.value())};
+    const auto make = [&](const CommunicatorOptions& o) {
+      return MakeMpiCommunicator({.implementation = implementation, .funneled = ThisJob().funneled},
+                                 o);
+    };
+    return {RunGenerations(options, make, fn)};
   };
 }
 

@@ -35,12 +35,12 @@ std::vector<Status> RunHere(int size, const CommunicatorOptions& options,
                             const std::function<Status(Communicator&)>& fn) {
   static int groups = 0;  // every rank makes the same groups in the same order
   FolderStore store(ThisPlace().folder);
-  auto mine = MakeShmCommunicator(ThisPlace().rank, size, store, "group" + std::to_string(groups++),
-                                  {.connect_timeout = std::chrono::seconds(30)}, options);
-  if (!mine.ok()) {
-    return {mine.status()};
-  }
-  return {fn(*mine.value())};
+  const std::string prefix = "group" + std::to_string(groups++);
+  const auto make = [&](const CommunicatorOptions& o) {
+    return MakeShmCommunicator(ThisPlace().rank, size, store, prefix,
+                               {.connect_timeout = std::chrono::seconds(30)}, o);
+  };
+  return {RunGenerations(options, make, fn)};
 }
 
 std::vector<CommunicatorCase> Cases() {

@@ -3,13 +3,14 @@
 //   collective_task TRANSPORT RANK SIZE FOLDER TIMEOUT_MS CONNECT_MS STEPS [name=value ...]
 //
 // All-reduces STEPS times, says "step N" after each, and ends with the status's exit code, having
-// said how long the operation that failed was waited for. FOLDER is the rendezvous. Flight records
-// go to FOLDER/flight, on SIGUSR1 too. TRANSPORT is tcp, shm, hierarchical (as if two ranks shared
-// a host), or under mpirun mpi, where RANK and SIZE mean nothing.
+// said how long the operation that failed was waited for; Internal where a result is wrong. FOLDER
+// is the rendezvous. Flight records go to FOLDER/flight, on SIGUSR1 too. TRANSPORT is tcp, shm,
+// hierarchical (as if two ranks shared a host), or under mpirun mpi, where RANK and SIZE mean
+// nothing.
 //
 //   algorithm=auto   of the all-reduces; mpi: MPI's own
 //   count=500000     elements
-//   mixed=1          other collectives in turn with the all-reduces
+//   mixed=1          all other operations in turn with the all-reduces
 //   stop_after=N     the process stops itself (SIGSTOP) after step N
 //   log=1            what it says goes to FOLDER/log.RANK too; and the number of the last step
 //                    that is done, in eight bytes, to FOLDER/done.RANK
@@ -25,6 +26,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -100,29 +102,143 @@ std::string AlgorithmOf(const Communicator& comm, OperationKind kind,
   return "auto";
 }
 
-Communicator::Pending Start(Communicator& comm, int step, const Settings& s,
-                            std::span<float> values, std::vector<float>& all) {
-  std::string algorithm = s.Text("algorithm", "auto");
-  algorithm = algorithm == "mpi" ? "auto" : algorithm;  // the implementation, see Connect
-  const auto named = [&](OperationKind kind) -> CollectiveOptions {
-    return {.name = "gradients", .algorithm = AlgorithmOf(comm, kind, algorithm)};
-  };
-  switch (s.Number("mixed", 0) == 0 ? 0 : step % 6) {
-    case 2:
-      return comm.Broadcast(values, step % comm.size(), named(OperationKind::kBroadcast));
-    case 3:
-      all.resize(values.size() * static_cast<std::size_t>(comm.size()));
-      return comm.AllGather(values, std::span(all), named(OperationKind::kAllGather));
-    case 4:
-      all.resize(values.size() * static_cast<std::size_t>(comm.size()));
-      return comm.ReduceScatter(std::span(all), values, ReduceOp::kSum,
-                                named(OperationKind::kReduceScatter));
-    case 5:
-      return comm.Barrier({.name = "gradients"});
-    default:
-      return comm.AllReduce(values, ReduceOp::kSum, {.name = "gradients", .algorithm = algorithm});
-  }
+// What a rank gives at place i in a step: whole numbers, so that sums are exact in any order, which
+// differ from step to step and tell the ranks apart.
+float Given(int rank, int step, std::size_t i) {
+  const std::uint32_t mixed =
+      static_cast<std::uint32_t>(i) * 2'654'435'761U + static_cast<std::uint32_t>(step) * 40'503U;
+  return static_cast<float>(static_cast<int>(mixed >> 24 << rank));
 }
+float Summed(int ranks, int step, std::size_t i) {
+  return Given(ranks, step, i) - Given(0, step, i);
+}
+
+// The operations, one a step, on values that it fills in and whose results it looks at.
+class Exercise {
+ public:
+  Exercise(Communicator& comm, const Settings& s, std::span<float> values)
+      : comm_(comm), algorithm_(s.Text("algorithm", "auto")), mine_(values) {
+    algorithm_ = algorithm_ == "mpi" ? "auto" : algorithm_;  // the implementation, see Connect
+    if (s.Number("mixed", 0) != 0) {
+      all_.resize(values.size() * static_cast<std::size_t>(comm.size()));
+      theirs_.resize(all_.size());
+    }
+  }
+
+  // Internal where a result is wrong.
+  Status Step(int step) {
+    step_ = step;
+    const int rank = comm_.rank();
+    const int n = comm_.size();
+    const int root = step % n;
+    const std::size_t part = mine_.size();
+    Fill(mine_);
+    switch (all_.empty() ? 0 : step % 9) {
+      case 2:
+        COHORT_RETURN_IF_ERROR(
+            Await([&] { return comm_.Broadcast(mine_, root, By(OperationKind::kBroadcast)); }));
+        return Check("Broadcast", mine_, [&](std::size_t i) { return Given(root, step, i); });
+      case 3:
+        COHORT_RETURN_IF_ERROR(Await([&] {
+          return comm_.AllGather(mine_, std::span(all_), By(OperationKind::kAllGather));
+        }));
+        return Check("AllGather", all_, [&](std::size_t i) {
+          return Given(static_cast<int>(i / part), step, i % part);
+        });
+      case 4:
+        Fill(all_);
+        COHORT_RETURN_IF_ERROR(Await([&] {
+          return comm_.ReduceScatter(std::span(all_), mine_, ReduceOp::kSum,
+                                     By(OperationKind::kReduceScatter));
+        }));
+        return Check("ReduceScatter", mine_, [&](std::size_t i) {
+          return Summed(n, step, static_cast<std::size_t>(rank) * part + i);
+        });
+      case 5:
+        return Await([&] { return comm_.Barrier({.name = "gradients"}); });
+      case 6:
+        Fill(all_);
+        COHORT_RETURN_IF_ERROR(Await([&] {
+          return comm_.AllToAll(std::span(all_), std::span(theirs_), {.name = "gradients"});
+        }));
+        return Check("AllToAll", theirs_, [&](std::size_t i) {
+          return Given(static_cast<int>(i / part), step,
+                       static_cast<std::size_t>(rank) * part + i % part);
+        });
+      case 7:
+        COHORT_RETURN_IF_ERROR(Await(
+            [&] { return comm_.Reduce(mine_, ReduceOp::kSum, root, By(OperationKind::kReduce)); }));
+        return rank == root ? CheckSums("Reduce") : OkStatus();
+      case 8:
+        return PassOn();
+      default:
+        COHORT_RETURN_IF_ERROR(Await([&] {
+          return comm_.AllReduce(mine_, ReduceOp::kSum,
+                                 {.name = "gradients", .algorithm = algorithm_});
+        }));
+        return CheckSums("AllReduce");
+    }
+  }
+  // When the last operation was called.
+  Deadline begun() const { return begun_; }
+
+ private:
+  template <typename F>
+  Status Await(const F& call) {
+    begun_ = std::chrono::steady_clock::now();
+    const Communicator::Pending work = call();
+    return work.ok() ? work.value()->Wait() : work.status();
+  }
+  CollectiveOptions By(OperationKind kind) const {
+    return {.name = "gradients", .algorithm = AlgorithmOf(comm_, kind, algorithm_)};
+  }
+  // Each sends to the next rank, and receives from the one before.
+  Status PassOn() {
+    const int rank = comm_.rank();
+    const int n = comm_.size();
+    const int before = (rank + n - 1) % n;
+    const std::span<float> arrived = std::span(theirs_).first(mine_.size());
+    const auto send = [&] {
+      return Await([&] { return comm_.Send(mine_, (rank + 1) % n, {.name = "gradients"}); });
+    };
+    if (rank % 2 == 0) {
+      COHORT_RETURN_IF_ERROR(send());
+    }
+    COHORT_RETURN_IF_ERROR(
+        Await([&] { return comm_.Receive(arrived, before, {.name = "gradients"}); }));
+    if (rank % 2 != 0) {
+      COHORT_RETURN_IF_ERROR(send());
+    }
+    return Check("Receive", arrived, [&](std::size_t i) { return Given(before, step_, i); });
+  }
+  void Fill(std::span<float> values) const {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      values[i] = Given(comm_.rank(), step_, i);
+    }
+  }
+  Status CheckSums(const std::string& operation) const {
+    return Check(operation, mine_, [&](std::size_t i) { return Summed(comm_.size(), step_, i); });
+  }
+  template <typename F>
+  Status Check(const std::string& operation, std::span<const float> values,
+               const F& expected) const {
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      if (values[i] != expected(i)) {
+        return Internal("wrong result of " + operation + " in step " + std::to_string(step_) +
+                        ": element " + std::to_string(i) + " is " + std::to_string(values[i]) +
+                        ", not " + std::to_string(expected(i)));
+      }
+    }
+    return {};
+  }
+
+  Communicator& comm_;
+  std::string algorithm_;
+  const std::span<float> mine_;
+  std::vector<float> all_, theirs_;  // of all ranks
+  int step_ = 0;
+  Deadline begun_;
+};
 
 Status Train(Communicator& comm, const Settings& s) {
   std::ofstream log;
@@ -137,14 +253,12 @@ Status Train(Communicator& comm, const Settings& s) {
   COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> memory,
                           own ? AllocateMemory(bytes) : comm.Allocate(bytes));
   const std::span<float> values(reinterpret_cast<float*>(memory->bytes().data()), count);
-  std::vector<float> all;
+  Exercise exercise(comm, s, values);
   for (int step = 1; step <= s.steps; ++step) {
-    const Deadline begun = std::chrono::steady_clock::now();
-    Communicator::Pending work = Start(comm, step, s, values, all);
-    const Status status = work.ok() ? work.value()->Wait() : work.status();
+    const Status status = exercise.Step(step);
     if (!status.ok()) {
-      const auto waited =
-          std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - begun);
+      const auto waited = std::chrono::duration_cast<milliseconds>(
+          std::chrono::steady_clock::now() - exercise.begun());
       Say("waited " + std::to_string(waited.count()) + " ms.");
       if (s.Number("linger", 0) != 0) {
         const std::string path = s.folder + "/failed." + std::to_string(comm.rank());

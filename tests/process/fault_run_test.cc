@@ -1,9 +1,11 @@
-// Faults at random points of running jobs: every run is drawn from its seed, and must end on every
-// process that is left within 1.5 times the deadline, with a message that names the culprit; or,
-// where a process was only slow, go on.
+// Faults at random points of running jobs: every run must end on every process that is left within
+// 1.5 times the deadline, with a message that names the culprit and nobody else; or, where a
+// process was only slow, go on. Every result until then is right.
 //
-// By default a run of each kind. COHORT_FAULT_RUNS and COHORT_FAULT_SEED ask for more
-// (scripts/fault_runs).
+// Runs go through a table of all transports, algorithms, faults and kinds of memory, in one order:
+// so many runs as it has rows, wherever they begin, have each once. The moment and the rest are
+// drawn from the seed. By default a run of each kind. COHORT_FAULT_RUNS and COHORT_FAULT_SEED ask
+// for more (scripts/fault_runs).
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
@@ -19,9 +21,10 @@
 #include <iterator>
 #include <map>
 #include <optional>
+#include <set>
 #include <sstream>
 #include <thread>
-#include <tuple>
+#include <utility>
 
 #include "testing/process_cluster.h"
 #include "testing/tcp_proxy.h"
@@ -41,7 +44,8 @@ constexpr auto kMost = kTimeout * 3 / 2;
 // For how long a process is stopped that goes on before the others' deadline.
 constexpr milliseconds kStoppedFor{300};
 
-enum class Fault { kKill, kStop, kPause, kReset, kHalfOpen, kOneWay };
+// kOneWay: nothing reaches the victim; kMute: nothing of the victim's reaches others.
+enum class Fault { kKill, kStop, kPause, kReset, kHalfOpen, kOneWay, kMute };
 
 std::string NameOf(Fault fault) {
   switch (fault) {
@@ -57,66 +61,150 @@ std::string NameOf(Fault fault) {
       return "half_open";
     case Fault::kOneWay:
       return "one_way";
+    case Fault::kMute:
+      return "mute";
   }
   return {};
 }
 
-struct Plan {
-  std::uint64_t seed = 0;
+bool IsSignal(Fault fault) {
+  return fault == Fault::kKill || fault == Fault::kStop || fault == Fault::kPause;
+}
+
+// Where buffers lie, if they may lie in memory that ranks reach of each other; kMixed: some lend
+// theirs, and some do not.
+enum class Lies { kAnywhere, kLent, kPrivate, kMixed };
+
+enum class Size { kAny, kSmall, kLarge };  // up to 16 KB; several segments for each rank
+
+// What is not left to chance.
+struct Row {
   std::string transport;
   std::string algorithm;
   Fault fault = Fault::kKill;
+  Lies memory = Lies::kAnywhere;
+  Size size = Size::kAny;
+
+  // Between processes that share memory, how bytes move.
+  std::string Way() const {
+    if (transport != "shm") {
+      return "";
+    }
+    if (algorithm == "auto" || algorithm == "one_shot") {
+      return algorithm;
+    }
+    if (algorithm != "shared") {
+      return "messages";
+    }
+    return memory == Lies::kLent ? "in place" : size == Size::kSmall ? "shown" : "staged";
+  }
+  std::string Kind() const { return transport + " " + NameOf(fault) + " " + Way(); }
+};
+
+struct Plan : Row {
+  std::uint64_t seed = 0;
   int ranks = 2;
   int count = 1;
   int victim = 0;
-  int other = -1;           // of a network fault: the one link; -1: all of the victim's
-  int step = 1;             // of a signal: after this one of the victim's,
-  microseconds delay{0};    // and this
-  int bytes = 0;            // of a network fault: after so many on the victim's links
-  bool own_memory = false;  // the buffers are private to their processes
+  int other = -1;         // of a network fault: the one link; -1: all of the victim's
+  int step = 1;           // of a signal: after this one of the victim's,
+  microseconds delay{0};  // and this
+  int bytes = 0;          // of a network fault: after so many on the victim's links
 
-  bool signal() const {
-    return fault == Fault::kKill || fault == Fault::kStop || fault == Fault::kPause;
+  bool signal() const { return IsSignal(fault); }
+  // Other operations in turn with the all-reduces: not where only these have the algorithm.
+  bool mixed() const {
+    return algorithm != "one_shot" && algorithm != "shared" && algorithm != "hierarchical";
+  }
+  bool Lends(int rank) const {
+    return memory == Lies::kAnywhere || memory == Lies::kLent ||
+           (memory == Lies::kMixed && rank % 2 == 0);
   }
   std::string Text() const {
     std::ostringstream text;
     text << "seed " << seed << ": " << NameOf(fault) << " " << transport << " " << algorithm
          << ", ranks " << ranks << ", count " << count << ", victim " << victim << ", other "
          << other << ", step " << step << ", delay " << delay.count() << " us, bytes " << bytes
-         << (own_memory ? ", private memory" : "");
+         << (memory == Lies::kPrivate ? ", private memory"
+             : memory == Lies::kMixed ? ", even ranks lend memory"
+                                      : "");
     return text.str();
   }
 };
 
-using Kind = std::pair<std::string, Fault>;  // transport and fault
+// Every combination that there is.
+std::vector<Row> AllRows() {
+  const std::vector<std::string> everywhere = {
+      "auto", "ring", "direct", "recursive_doubling", "halving_doubling", "tree"};
+  const std::vector<Lies> memories = {Lies::kLent, Lies::kPrivate, Lies::kMixed};
+  std::vector<Row> rows;
+  for (const Fault fault : {Fault::kKill, Fault::kStop, Fault::kPause, Fault::kReset,
+                            Fault::kHalfOpen, Fault::kOneWay, Fault::kMute}) {
+    for (const std::string& algorithm : everywhere) {
+      rows.push_back({"tcp", algorithm, fault});
+      if (IsSignal(fault)) {
+        for (const Lies memory : memories) {
+          rows.push_back({"shm", algorithm, fault, memory});
+        }
+      }
+    }
+    if (IsSignal(fault)) {
+      rows.push_back({"shm", "one_shot", fault, Lies::kAnywhere, Size::kSmall});
+      rows.push_back({"shm", "shared", fault, Lies::kPrivate, Size::kSmall});
+      for (const Lies memory : memories) {
+        rows.push_back({"shm", "shared", fault, memory, Size::kLarge});
+      }
+    }
+    if (fault != Fault::kMute) {  // of one link the same as kOneWay
+      for (const Lies memory : memories) {
+        rows.push_back({"hierarchical", "hierarchical", fault, memory});
+        if (IsSignal(fault)) {  // else see DrawLinkBetweenHosts
+          rows.push_back({"hierarchical", "auto", fault, memory});
+        }
+      }
+    }
+  }
+  if (!std::string(TEST_MPIEXEC).empty()) {
+    for (const Fault fault : {Fault::kStop, Fault::kPause}) {  // a death is mpirun's to notice
+      for (const std::string& algorithm : everywhere) {
+        rows.push_back({"mpi", algorithm, fault});
+      }
+      rows.push_back({"mpi", "mpi", fault});
+    }
+  }
+  return rows;
+}
 
-const std::vector<Kind>& Kinds() {
-  static const std::vector<Kind> kinds = [] {
-    std::vector<Kind> all;
-    for (const Fault fault : {Fault::kKill, Fault::kStop, Fault::kPause, Fault::kReset,
-                              Fault::kHalfOpen, Fault::kOneWay}) {
-      all.emplace_back("tcp", fault);
+struct Table {
+  std::vector<Row> rows;  // one of each kind, then the others
+  std::size_t kinds = 0;
+};
+
+const Table& Rows() {
+  static const Table table = [] {
+    std::vector<Row> shuffled = AllRows();
+    Philox random(0);
+    for (std::size_t i = shuffled.size(); i > 1; --i) {
+      const auto at = static_cast<std::size_t>(random.Uniform(i) * static_cast<float>(i));
+      std::swap(shuffled[i - 1], shuffled[std::min(at, i - 1)]);
     }
-    for (const Fault fault : {Fault::kKill, Fault::kStop, Fault::kPause}) {
-      all.emplace_back("shm", fault);
-      all.emplace_back("hierarchical", fault);
+    Table result;
+    std::vector<Row> others;
+    std::set<std::string> kinds;
+    for (const Row& row : shuffled) {
+      (kinds.insert(row.Kind()).second ? result.rows : others).push_back(row);
     }
-    all.emplace_back("hierarchical", Fault::kReset);
-    all.emplace_back("hierarchical", Fault::kHalfOpen);
-    if (!std::string(TEST_MPIEXEC).empty()) {
-      all.emplace_back("mpi", Fault::kStop);  // a death is mpirun's to notice
-      all.emplace_back("mpi", Fault::kPause);
-    }
-    return all;
+    result.kinds = result.rows.size();
+    result.rows.insert(result.rows.end(), others.begin(), others.end());
+    return result;
   }();
-  return kinds;
+  return table;
 }
 
 // Of a network fault, one link between hosts: by memory, a host's ranks hear of a victim that is
 // cut off from all. A link that is used at all events: the barrier before each all-reduce, and the
 // hosts' leaders, go over it.
 void DrawLinkBetweenHosts(Plan& plan) {
-  plan.algorithm = "hierarchical";
   if (plan.ranks == 3) {
     plan.victim = plan.victim == 1 ? 0 : plan.victim;
     plan.other = 2 - plan.victim;
@@ -131,23 +219,15 @@ Plan Draw(std::uint64_t seed) {
   const auto below = [&](int n) {
     return std::min(static_cast<int>(random.Uniform(draws++) * static_cast<float>(n)), n - 1);
   };
-  std::vector<std::string> algorithms = {
-      "auto", "ring", "direct", "recursive_doubling", "halving_doubling", "tree"};
   Plan plan;
+  static_cast<Row&>(plan) = Rows().rows[seed % Rows().rows.size()];
   plan.seed = seed;
-  // The kinds in turn, so that few runs have all of them; the rest at random.
-  std::tie(plan.transport, plan.fault) = Kinds()[seed % Kinds().size()];
-  if (plan.transport == "shm") {
-    algorithms.emplace_back("shared");
-  } else if (plan.transport == "hierarchical") {
-    algorithms = {"hierarchical", "auto"};
-  } else if (plan.transport == "mpi") {
-    algorithms.emplace_back("mpi");
-  }
-  plan.algorithm = algorithms[static_cast<std::size_t>(below(static_cast<int>(algorithms.size())))];
   plan.ranks = plan.transport == "hierarchical" ? 3 + below(2) : 2 + below(3);
-  const int counts[] = {1, 100, 5'000, 100'000, 400'000};
-  plan.count = counts[below(5)];
+  const std::vector<int> counts = plan.size == Size::kSmall ? std::vector{1, 100, 4'000}
+                                  : plan.size == Size::kLarge
+                                      ? std::vector{200'000, 400'000}
+                                      : std::vector{1, 100, 5'000, 100'000, 400'000};
+  plan.count = counts[static_cast<std::size_t>(below(static_cast<int>(counts.size())))];
   plan.victim = below(plan.ranks);
   // One link alone, silent, may be one that nothing passes; direct uses all.
   const bool heard = plan.fault == Fault::kReset || plan.algorithm == "direct";
@@ -159,7 +239,6 @@ Plan Draw(std::uint64_t seed) {
   plan.step = 1 + below(12);
   plan.delay = microseconds(below(4000));
   plan.bytes = 1 + below(std::max(2000, 12 * plan.count));
-  plan.own_memory = (plan.transport == "shm" || plan.transport == "hierarchical") && below(2) == 0;
   return plan;
 }
 
@@ -214,7 +293,11 @@ class FaultRun {
       EXPECT_EQ(::kill(Pid(plan_.victim), plan_.fault == Fault::kKill ? SIGKILL : SIGSTOP), 0);
     } else {
       const std::string other = plan_.other < 0 ? "*" : Name(plan_.other);
-      proxy_->After(plan_.bytes, NameOf(plan_.fault), other, Name(plan_.victim));
+      if (plan_.fault == Fault::kMute) {
+        proxy_->After(plan_.bytes, "one_way", Name(plan_.victim), other);
+      } else {
+        proxy_->After(plan_.bytes, NameOf(plan_.fault), other, Name(plan_.victim));
+      }
     }
   }
 
@@ -269,8 +352,8 @@ class FaultRun {
                                          "1000000000",
                                          "algorithm=" + plan_.algorithm,
                                          "count=" + std::to_string(plan_.count),
-                                         "mixed=1",
-                                         "private=" + std::to_string(plan_.own_memory ? 1 : 0),
+                                         "mixed=" + std::to_string(plan_.mixed() ? 1 : 0),
+                                         "private=" + std::to_string(plan_.Lends(rank) ? 0 : 1),
                                          "linger=1"};
       return result;
     };
@@ -339,19 +422,29 @@ class FaultRun {
     return "rank " + std::to_string(rank) + " (" + Name(rank) + ")";
   }
 
+  // Of a signal, nobody else besides.
   bool NamesTheCulprit(int rank, std::string text) const {
-    const std::size_t reporter = text.find("not done after");  // who found it is named before
-    text = reporter == std::string::npos ? text : text.substr(reporter);
+    for (const std::string found : {"aborted the communicator: ", "not done after "}) {
+      const std::size_t by = text.find(found);  // who found it is named before
+      text = by == std::string::npos ? text : text.substr(by);
+    }
     const auto names = [&](int culprit) {
       return text.find("(worker:" + std::to_string(culprit) + ")") != std::string::npos;
     };
+    if (plan_.signal()) {
+      for (int other = 0; other < plan_.ranks; ++other) {
+        if (names(other) != (other == plan_.victim)) {
+          return false;
+        }
+      }
+      return true;
+    }
     if (names(plan_.victim) || (plan_.other >= 0 && names(plan_.other))) {
       return true;
     }
     // Cut off from all, it cannot tell whose fault that is; and between two, neither can.
     const bool cannot_tell = rank == plan_.victim || plan_.ranks == 2;
-    return !plan_.signal() && cannot_tell && plan_.other < 0 &&
-           text.find("(worker:") != std::string::npos;
+    return cannot_tell && plan_.other < 0 && text.find("(worker:") != std::string::npos;
   }
 
   const Plan plan_;
@@ -378,24 +471,27 @@ TEST(FaultRun, EveryWaitEndsInTimeAndNamesTheCulprit) {
     const char* value = std::getenv(name);
     return value == nullptr ? otherwise : std::atoi(value);
   };
-  const int runs = number("COHORT_FAULT_RUNS", static_cast<int>(Kinds().size()));
+  const int runs = number("COHORT_FAULT_RUNS", static_cast<int>(Rows().kinds));
   const int first = number("COHORT_FAULT_SEED", 0);
   std::map<std::string, std::pair<int, milliseconds>> longest;
+  std::set<std::size_t> rows;
   for (int run = 0; run < runs; ++run) {
     const Plan plan = Draw(static_cast<std::uint64_t>(first + run));
     const milliseconds waited = FaultRun(plan).Run();
-    auto& [count, most] = longest[plan.transport + " " + NameOf(plan.fault)];
+    auto& [count, most] = longest[plan.Kind()];
     ++count;
+    rows.insert(plan.seed % Rows().rows.size());
     most = std::max(most, waited);
     if (HasFailure()) {
       break;
     }
   }
   for (const auto& [kind, result] : longest) {
-    std::printf("%-14s %3d runs, longest wait %lld ms of %lld\n", kind.c_str(), result.first,
+    std::printf("%-24s %3d runs, longest wait %lld ms of %lld\n", kind.c_str(), result.first,
                 static_cast<long long>(result.second.count()),
                 static_cast<long long>(kMost.count()));
   }
+  std::printf("%zu of %zu combinations\n", rows.size(), Rows().rows.size());
 }
 
 }  // namespace

@@ -11,6 +11,7 @@ namespace cohort::testing {
 namespace {
 
 using std::chrono::seconds;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 class RegroupProcesses : public ::testing::Test {
@@ -18,9 +19,7 @@ class RegroupProcesses : public ::testing::Test {
   void Start(int index, const std::string& as = "", int timeout_ms = 60'000) {
     std::vector<std::string> argv = {COHORT_BIN_DIR "/../tests/regroup_task", address_, Name(index),
                                      "3", std::to_string(timeout_ms)};
-    if (model_) {
-      argv.emplace_back("model");
-    }
+    argv.insert(argv.end(), what_.begin(), what_.end());
     cluster_.Start(Name(index) + as, argv);
   }
   void StartProcesses(int timeout_ms = 60'000) {
@@ -39,8 +38,9 @@ class RegroupProcesses : public ::testing::Test {
   }
   // All say the same, and in the same state but for what a newcomer has not seen.
   void ExpectGeneration(int number, int size, int sum, const std::vector<std::string>& names) {
-    const std::string text = "generation " + std::to_string(number) + ": size " +
-                             std::to_string(size) + ", sum " + std::to_string(sum) + ", rank ";
+    const std::string text = "generation " + std::to_string(number) + " over " + backend_ +
+                             ": size " + std::to_string(size) + ", sum " + std::to_string(sum) +
+                             ", rank ";
     for (const std::string& name : names) {
       ASSERT_TRUE(cluster_.WaitForOutput(name, text, seconds(30))) << name << cluster_.Logs();
     }
@@ -62,7 +62,30 @@ class RegroupProcesses : public ::testing::Test {
     }
   }
 
-  bool model_ = false;
+  // Of three, one is killed in a large sum of private memory; the two go on by shared memory, and
+  // then all three.
+  void KillInALargeSum(const std::string& transport) {
+    what_ = {transport, "1000000"};
+    backend_ = "shm";
+    StartAll();
+    ASSERT_TRUE(cluster_.Signal(Name(1), SIGKILL));
+    ExpectGeneration(3, 2, 5, {"worker:0", "worker:2"});
+    for (const int survivor : {0, 2}) {
+      EXPECT_THAT(cluster_.Stdout(Name(survivor)),
+                  ContainsRegex(
+                      "generation 2 ends: Unavailable: .*rank 1 .worker:1. is gone (during|after) "
+                      "AllReduce 'step' int64.1000000."));
+    }
+    Start(1, " again");
+    ExpectGeneration(4, 3, 7, {"worker:0", "worker:1 again", "worker:2"});
+    for (const std::string name : {"worker:0", "worker:1 again", "worker:2"}) {
+      EXPECT_EQ(cluster_.Wait(name, seconds(30)), 0) << name << cluster_.Logs();
+    }
+    EXPECT_EQ(cluster_.Wait("worker:1", seconds(1)), 128 + SIGKILL);
+  }
+
+  std::vector<std::string> what_;  // more arguments
+  std::string backend_ = "tcp";
   std::string address_;
   ProcessCluster cluster_;
 };
@@ -99,10 +122,17 @@ TEST_F(RegroupProcesses, AStoppedTaskIsLeftBehindAndComesBackInTheSameProcess) {
   }
 }
 
+TEST_F(RegroupProcesses, SurvivorsOfAKillInALargeSumGoOnOverSharedMemory) {
+  KillInALargeSum("shm");
+}
+TEST_F(RegroupProcesses, WhatAutoTakesOnOneHostIsSharedMemoryAgainAfterALoss) {
+  KillInALargeSum("auto");
+}
+
 // One of three training processes is killed, two go on, it comes back: the parameters are those of
 // one process that trained as many steps alone.
 TEST_F(RegroupProcesses, TrainingGoesOnExactlyThroughLossAndReturn) {
-  model_ = true;
+  what_ = {"model"};
   StartProcesses();
   Await({"worker:0", "worker:1", "worker:2"}, "step 30 of 3\n");
   ASSERT_TRUE(cluster_.Signal(Name(2), SIGKILL));

@@ -1,12 +1,13 @@
 // One task of a job that goes on when others are lost, for regroup_process_test.
 //
-//   regroup_task ADDRESS worker:INDEX WORKERS TIMEOUT_MS [model]
+//   regroup_task ADDRESS worker:INDEX WORKERS TIMEOUT_MS [BACKEND [COUNT] | model]
 //
-// worker:0 runs the service at ADDRESS and prints "port N.". All form a generation, all-reduce
-// 2^INDEX again and again, and say "generation G: size N, sum S, rank R, state K" after the first
-// time; K counts the steps of the whole job, which newcomers learn from rank 0. After a failure, or
-// when asked, they regroup. The second generation of all WORKERS ends the job after 20 steps. A
-// task that the service counts as lost joins again, in the same process.
+// worker:0 runs the service at ADDRESS and prints "port N.". All form a generation over BACKEND
+// (tcp), all-reduce COUNT (1) times 2^INDEX again and again, and say "generation G over BACKEND:
+// size N, sum S, rank R, state K" after the first time; K counts the steps of the whole job, which
+// newcomers learn from rank 0. After a failure, or when asked, they regroup. The second generation
+// of all WORKERS ends the job after 20 steps. A task that the service counts as lost joins again,
+// in the same process.
 //
 // With "model" they train the integer model, say "step K of N" (N processes) after each step, and
 // at the end "done K CRC" of the parameters.
@@ -15,9 +16,12 @@
 #include <cohort/core/random.h>
 #include <cohort/optim/optimizers.h>
 
+#include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <map>
 #include <string>
+#include <vector>
 
 #include "testing/integer_model.h"
 
@@ -35,11 +39,13 @@ Status Await(Result<std::unique_ptr<Work>> work) {
 
 class Task {
  public:
-  Task(std::string address, const std::string& name, int workers, int timeout_ms, bool model)
+  Task(std::string address, const std::string& name, int workers, int timeout_ms,
+       const std::string& what, std::size_t count)
       : address_(std::move(address)),
         task_(OrThrow(TaskId::Parse(name))),
         workers_(workers),
-        model_(model) {
+        model_(what == "model"),
+        sums_(count) {
     std::map<TaskId, std::string> addresses;
     for (int i = 0; i < workers; ++i) {
       addresses[{TaskType::kWorker, i}] = "127.0.0.1:0";
@@ -53,6 +59,9 @@ class Task {
     options_.may_leave = [](const TaskId& id) { return id.index > 0; };
     transport_.communicator.timeout = std::chrono::milliseconds(timeout_ms);
     transport_.communicator.log = options_.log;
+    if (!model_) {
+      transport_.backend = what;
+    }
   }
 
   Status Run() {
@@ -99,14 +108,23 @@ class Task {
                        Communicator& comm, bool may_end) {
     COHORT_RETURN_IF_ERROR(Await(comm.Broadcast(std::span(&state_, 1), 0)));
     for (int step = 1;; ++step) {
-      std::int64_t sum = std::int64_t{1} << task_.index;
+      std::ranges::fill(sums_, std::int64_t{1} << task_.index);
       COHORT_RETURN_IF_ERROR(
-          Await(comm.AllReduce(std::span(&sum, 1), ReduceOp::kSum, {.name = "step"})));
+          Await(comm.AllReduce(std::span(sums_), ReduceOp::kSum, {.name = "step"})));
+      std::int64_t sum = 0;
+      for (const TaskId& member : generation.members) {
+        sum += std::int64_t{1} << member.index;
+      }
+      if (std::ranges::count(sums_, sum) != std::ssize(sums_)) {
+        Say("wrong sums in step " + std::to_string(step));
+        std::exit(1);
+      }
       ++state_;
       if (step == 1) {
-        Say("generation " + std::to_string(generation.number) + ": size " +
-            std::to_string(comm.size()) + ", sum " + std::to_string(sum) + ", rank " +
-            std::to_string(comm.rank()) + ", state " + std::to_string(state_));
+        Say("generation " + std::to_string(generation.number) + " over " +
+            std::string(comm.backend()) + ": size " + std::to_string(comm.size()) + ", sum " +
+            std::to_string(sum) + ", rank " + std::to_string(comm.rank()) + ", state " +
+            std::to_string(state_));
       }
       if (may_end && comm.size() == workers_ && step == 20) {
         return {};
@@ -175,6 +193,7 @@ class Task {
   int generations_ = 0;
   int lost_ = 0;
   std::int64_t state_ = 0;
+  std::vector<std::int64_t> sums_;  // private to the process
 };
 
 }  // namespace
@@ -182,7 +201,9 @@ class Task {
 
 int main(int argc, char** argv) {
   const cohort::Status status =
-      cohort::Task(argv[1], argv[2], std::stoi(argv[3]), std::stoi(argv[4]), argc > 5).Run();
+      cohort::Task(argv[1], argv[2], std::stoi(argv[3]), std::stoi(argv[4]),
+                   argc > 5 ? argv[5] : "tcp", argc > 6 ? std::stoul(argv[6]) : 1)
+          .Run();
   std::fprintf(stderr, "%s\n", status.ToString().c_str());
   return cohort::ExitCode(status);
 }

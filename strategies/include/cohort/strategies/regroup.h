@@ -37,7 +37,9 @@ struct Regrouped {
 };
 
 struct RegroupTransport {
-  std::string backend = "tcp";  // "mpi" is Unimplemented: MPI's world cannot change
+  // "tcp"; "shm" where all are on one host, else FailedPrecondition; "auto": what the hosts allow,
+  // as communication.transport. "mpi" is Unimplemented: MPI's world cannot change.
+  std::string backend = "tcp";
   TcpOptions tcp;
   CommunicatorOptions communicator;  // generation and peer_name are set by Regroup
 };
