@@ -165,13 +165,8 @@ TEST_P(CommunicatorConformance, AllReduceAroundEveryThreshold) {
       const std::size_t room = sums.given.buffer().bytes() + kBehind;
       std::vector<std::byte> input(room);
       std::vector<std::byte> output(room);
-<<<<<<< HEAD
-      COHORT_RETURN_IF_ERROR(CheckThresholds(comm, sums, input.data(), output.data()));
-      if (Lends(comm)) {  // what the others read and write where it lies
-=======
       COHORT_RETURN_IF_ERROR(CheckThresholds(comm, sums, counts, input.data(), output.data()));
-      if (Shares(comm)) {  // what the others read and write where it lies
->>>>>>> fix_conf
+      if (Lends(comm)) {  // what the others read and write where it lies
         COHORT_ASSIGN_OR_RETURN(const std::unique_ptr<Memory> lent, comm.Allocate(2 * room));
         std::byte* const begin = lent->bytes().data();
         COHORT_RETURN_IF_ERROR(CheckThresholds(comm, sums, counts, begin, begin + room));
