@@ -257,8 +257,10 @@ class FaultRun {
     for (int rank = 0; rank < plan_.ranks; ++rank) {
       const std::string step =
           rank == plan_.victim ? "step " + std::to_string(plan_.step) : "step 1";
-      if (!Await([&] { return Said(rank, step + "\n"); })) {
-        ADD_FAILURE() << "no start: " << plan_.Text() << cluster_.Logs();
+      const auto begun = [&] { return Said(rank, step + "\n"); };
+      if (!Await([&] { return begun() || !Contents(FailureOf(rank)).empty(); }) || !begun()) {
+        ADD_FAILURE() << "no start: " << plan_.Text() << "\n"
+                      << Contents(FailureOf(rank)) << cluster_.Logs();
         return {};
       }
     }
