@@ -11,7 +11,8 @@ namespace cohort {
 namespace {
 
 constexpr auto kSpin =
-    std::chrono::microseconds(50);  // both sides of a hand-over, before they sleep
+    std::chrono::microseconds(50);  // both sides of a hand-over, before they sleep,
+constexpr auto kSoon = 4 * kSpin;   // where the last was not longer ago
 
 std::atomic<bool> leaving = false;  // this process's MPI, which was initialised here
 
@@ -119,11 +120,12 @@ void MpiRuntime::RunThere(const std::function<void()>& f) {
   job.run = &f;
   {
     const std::lock_guard lock(jobs_mutex_);
+    job.soon = std::chrono::steady_clock::now() - last_done_ < kSoon;
     jobs_.push_back(&job);
     ++waiting_;
   }
   jobs_changed_.notify_one();
-  if (!SpinUntil([&] { return job.done.load(); })) {
+  if (!job.soon || !SpinUntil([&] { return job.done.load(); })) {
     std::unique_lock lock(jobs_mutex_);
     job_done_.wait(lock, [&] { return job.done.load(); });
   }
@@ -151,12 +153,16 @@ void MpiRuntime::Serve() {
     } catch (...) {
       job->error = std::current_exception();
     }
+    const bool soon = job->soon;
     {
       const std::lock_guard lock(jobs_mutex_);
+      last_done_ = std::chrono::steady_clock::now();
       job->done = true;
     }
     job_done_.notify_all();
-    SpinUntil([this] { return waiting_ > 0; });  // whoever waits for MPI soon looks again
+    if (soon) {  // whoever waits for MPI looks again, at first soon
+      SpinUntil([this] { return waiting_ > 0; });
+    }
   }
 }
 
@@ -167,8 +173,8 @@ bool MpiRuntime::Finalized() {
 }
 
 Duration MpiRuntime::Nap(Duration waited) {
-  return std::clamp<Duration>(waited / 8, std::chrono::microseconds(20),
-                              std::chrono::milliseconds(1));
+  return std::clamp<Duration>(waited / 16, std::chrono::microseconds(20),
+                              std::chrono::milliseconds(2));
 }
 
 Status MpiRuntime::Check(int code, const char* what) {

@@ -88,6 +88,7 @@ class MpiRuntime {
   struct Job {
     const std::function<void()>* run = nullptr;
     std::exception_ptr error;
+    bool soon = false;               // after the one before
     std::atomic<bool> done = false;  // the last that is stored here
   };
 
@@ -107,6 +108,7 @@ class MpiRuntime {
   std::condition_variable job_done_;      // for who waits
   std::deque<Job*> jobs_;                 // guarded by jobs_mutex_
   std::atomic<int> waiting_ = 0;          // jobs in jobs_, for a look without the mutex
+  Deadline last_done_;                    // guarded by jobs_mutex_
   bool stopping_ = false;                 // guarded by jobs_mutex_
   std::future<void> served_;              // thread_ looks at this object no more
   std::future<void> finalized_;

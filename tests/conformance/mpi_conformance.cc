@@ -117,9 +117,11 @@ std::chrono::microseconds ProcessorTime() {
   return of(usage.ru_utime) + of(usage.ru_stime);
 }
 
-// Rank 0 comes a second late: nobody takes the core meanwhile, in an operation or outside.
+// Rank 0 comes a second late: nobody takes the core meanwhile, in an operation or outside. 2 % of
+// it for each communicator; the program keeps another where cohort has initialised MPI.
 TEST(MpiCommunicator, WaitingRanksTakeNoCore) {
   constexpr std::chrono::milliseconds kWait{1000};
+  const auto most = kWait / 50 * (ThisJob().funneled ? 2 : 1);
   const auto comm = OrThrow(MakeMpiCommunicator({.funneled = ThisJob().funneled}));
   for (const std::size_t count : {std::size_t{100}, std::size_t{1} << 20}) {
     std::vector<float> values(count, 1.0F);
@@ -133,13 +135,13 @@ TEST(MpiCommunicator, WaitingRanksTakeNoCore) {
       std::this_thread::sleep_until(until);
       const auto used = ProcessorTime() - before;
       RecordProperty("outside_us_" + std::to_string(count), static_cast<int>(used.count()));
-      EXPECT_LT(used, kWait / 50);
+      EXPECT_LT(used, most);
     }
     ASSERT_TRUE(reduce(ReduceOp::kMax));
     if (comm->rank() != 0) {
       const auto used = ProcessorTime() - before;
       RecordProperty("inside_us_" + std::to_string(count), static_cast<int>(used.count()));
-      EXPECT_LT(used, kWait / 50) << count << " elements";
+      EXPECT_LT(used, most) << count << " elements";
     }
   }
 }
@@ -154,6 +156,69 @@ class Heard final : public TransportListener {
     ADD_FAILURE() << "rank " << peer << ": " << sent << " for " << expected;
   }
 };
+
+// Rank 1 comes to its group when rank 0 has it. What goes within the group and outside is told
+// apart. Ranks 0 and 1; the others only make the communicator.
+TEST(MpiTransport, AGroupIsMadeWithoutWaitingForItsMembers) {
+  if (ThisJob().size < 2) {
+    GTEST_SKIP() << "one rank";
+  }
+  constexpr int kGoTag = 20012;  // on MPI_COMM_WORLD
+  using namespace std::chrono_literals;
+  const std::shared_ptr<MpiRuntime> runtime =
+      OrThrow(MpiRuntime::Get(ThisJob().funneled ? MPI_THREAD_FUNNELED : MPI_THREAD_SERIALIZED));
+  int rank = 0;
+  MPI_Comm comm = MPI_COMM_NULL;
+  runtime->Call([&] {
+    MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    MPI_Comm_dup(MPI_COMM_WORLD, &comm);
+  });
+  if (rank > 1) {
+    return;
+  }
+  Heard heard;
+  const std::unique_ptr<Transport> all = MakeMpiTransport(runtime, comm, /*native=*/false);
+  all->Attach(&heard);
+  const Deadline deadline = DeadlineAfter(20s);
+  const std::string mine = OrThrow(all->Offer());
+  int offers[2] = {};
+  offers[rank] = std::stoi(mine);
+  runtime->Call([&] {
+    MPI_Sendrecv(&offers[rank], 1, MPI_INT, 1 - rank, kGoTag, &offers[1 - rank], 1, MPI_INT,
+                 1 - rank, kGoTag, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+  });
+  for (int told = 0; rank == 1 && told == 0;) {
+    ASSERT_LT(std::chrono::steady_clock::now(), deadline) << "rank 0 waits for rank 1";
+    all->Progress(DeadlineAfter(1ms));
+    runtime->Call([&] { MPI_Iprobe(0, kGoTag, MPI_COMM_WORLD, &told, MPI_STATUS_IGNORE); });
+  }
+  const std::unique_ptr<Transport> group = OrThrow(all->Join(
+      "1.0", {1, 0}, 1 - rank, {std::to_string(offers[1]), std::to_string(offers[0])}, deadline));
+  group->Attach(&heard);
+  if (rank == 0) {
+    runtime->Call([&] { MPI_Send(nullptr, 0, MPI_BYTE, 1, kGoTag, MPI_COMM_WORLD); });
+    const std::vector<float> within(10, 1.0F);
+    const std::vector<float> outside(10, 2.0F);
+    group->Send(0, std::as_bytes(std::span(within)));
+    all->Send(1, std::as_bytes(std::span(outside)));
+  } else {
+    runtime->Call(
+        [&] { MPI_Recv(nullptr, 0, MPI_BYTE, 0, kGoTag, MPI_COMM_WORLD, MPI_STATUS_IGNORE); });
+    std::vector<float> values(10);
+    const auto receive = [&](Transport& from, int peer) {
+      const Ticket ticket =
+          from.Receive(peer, std::as_writable_bytes(std::span(values)), CombineWith{});
+      while (!from.Done(ticket) && std::chrono::steady_clock::now() < deadline) {
+        from.Progress(DeadlineAfter(1ms));
+      }
+      return from.Done(ticket) ? values[9] : -1.0F;
+    };
+    EXPECT_EQ(receive(*all, 0), 2.0F);
+    EXPECT_EQ(receive(*group, 1), 1.0F);
+  }
+  group->Close(deadline);
+  all->Close(deadline);
+}
 
 // Frames that nobody asks for, one after the other: the peer is stopped, and goes on as they are
 // asked for. Ranks 0 and 1; the others only make the communicator.

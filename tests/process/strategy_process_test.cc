@@ -258,7 +258,7 @@ TEST(MultiWorkerMirroredUnderMpirun, GradientsGoByMpisOwnCollectivesWhereAskedFo
   std::ifstream file(folder.path() + "/collectives.g1.rank0.jsonl");
   const std::string record((std::istreambuf_iterator<char>(file)),
                            std::istreambuf_iterator<char>());
-  EXPECT_THAT(record, HasSubstr(R"("algorithm":"mpi")"));
+  EXPECT_THAT(record, HasSubstr(R"("algorithm": "mpi")"));
 }
 
 TEST(MultiWorkerMirroredUnderMpirun, TheLossOfARankEndsTheOthers) {
