@@ -422,10 +422,10 @@ std::string Exchange::Culprits() const {
   int silent = 0;
   for (int p = 0; p < size_; ++p) {
     const Peer& other = peer(p);
-    if (p == rank_) {
+    if (p == rank_ || other.presence != Presence::kHere) {  // see CheckLeavers
       continue;
     }
-    if (!other.heard_stalled && other.presence == Presence::kHere) {
+    if (!other.heard_stalled) {
       ++silent;
     }
     if (record_.point_to_point() && p != record_.root) {
@@ -441,7 +441,8 @@ std::string Exchange::Culprits() const {
            other.stalled_in.sequence + other.stalled_in.pair_sequence == 0
                ? " has not entered it, nor any operation before"
                : " has not entered it; its last is " + other.stalled_in.Numbered());
-    } else if (const auto doubt = transport_->DoubtOf(p, (deadline_ - started_) / 2);
+    } else if (const auto doubt =
+                   transport_->DoubtOf(p, (std::chrono::steady_clock::now() - started_) / 2);
                doubt && doubt->certain) {
       name(certain, p, " answers, but " + doubt->what);
     }

@@ -568,7 +568,7 @@ Result<CostEstimate> TransportCommunicator::Explain(OperationKind kind, std::int
 void TransportCommunicator::AddUnreckoned(CostEstimate& estimate, OperationKind kind,
                                           std::int64_t bytes) {
   std::vector<Algorithm> all = MenuOf(kind).offered;
-  if (shares_ && kind == OperationKind::kAllReduce &&
+  if (shares_ && (kind == OperationKind::kAllReduce || kind == OperationKind::kBarrier) &&
       HasOneShot(exchange_.transport(), static_cast<std::size_t>(bytes))) {
     all.push_back(Algorithm::kOneShot);
   }

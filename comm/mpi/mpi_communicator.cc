@@ -92,13 +92,18 @@ Result<MPI_Comm> DuplicateWorld(MpiRuntime& runtime, const CommunicatorOptions& 
   if (absent.empty()) {
     int code = runtime.Call(
         [&] { return MPI_Comm_idup(MPI_COMM_WORLD, &duplicate->comm, &duplicate->request); });
-    made = code == MPI_SUCCESS && Await(runtime, deadline, [&] {
-             int flag = 0;
-             code = MPI_Test(&duplicate->request, &flag, MPI_STATUS_IGNORE);
-             return flag != 0 || code != MPI_SUCCESS;
-           });
+    const auto is_made = [&] {
+      int flag = 0;
+      code = MPI_Test(&duplicate->request, &flag, MPI_STATUS_IGNORE);
+      return flag != 0 || code != MPI_SUCCESS;
+    };
+    made = code == MPI_SUCCESS && Await(runtime, deadline, is_made);
     COHORT_RETURN_IF_ERROR(MpiRuntime::Check(code, "MPI_Comm_idup"));
     absent = Absent(runtime, kMadeTag, std::max(deadline, DeadlineAfter(kWhoIsLeft)));
+    if (!made && absent.empty()) {  // the others, whose deadline is later, may have made it since
+      made = Await(runtime, DeadlineAfter(kWhoIsLeft), is_made);
+      COHORT_RETURN_IF_ERROR(MpiRuntime::Check(code, "MPI_Comm_idup"));
+    }
   }
   if (made && absent.empty()) {
     return duplicate->comm;
@@ -147,7 +152,7 @@ Result<std::unique_ptr<Communicator>> MakeMpiCommunicator(const MpiOptions& mpi,
       MpiRuntime::Get(mpi.funneled ? MPI_THREAD_FUNNELED : MPI_THREAD_SERIALIZED));
   COHORT_ASSIGN_OR_RETURN(const MPI_Comm comm,
                           DuplicateWorld(*runtime, options, mpi.connect_timeout));
-  runtime->LeaveWithin(mpi.connect_timeout);
+  runtime->LeaveWithin(mpi.finish_timeout);
   TransportCommunicatorParts parts;
   runtime->Call([&] {
     MPI_Comm_rank(comm, &parts.rank);

@@ -132,7 +132,8 @@ Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const std::s
       }
     }
   }
-  if (obstacle.empty()) {
+  const bool one_host = obstacle.empty();
+  if (one_host) {
     HierarchicalOptions hierarchical;
     hierarchical.tcp = tcp;
     hierarchical.tcp.connect_timeout = std::min(kConnect, tcp.connect_timeout);
@@ -145,8 +146,11 @@ Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const std::s
     }
   }
   if (transport == "shm") {
-    return FailedPrecondition("the processes cannot share memory: " + obstacle +
-                              " [choose communication.transport auto or tcp]");
+    const std::string failed = "the processes cannot share memory: " + obstacle +
+                               " [choose communication.transport auto or tcp]";
+    // After a loss they could before, and may again.
+    return one_host && communicator.generation > 1 ? Unavailable(failed)
+                                                   : FailedPrecondition(failed);
   }
   communicator.log.Warning(
       "TCP between all processes, since not all that are on one host can share "

@@ -40,7 +40,7 @@ CommunicatorOptions CommunicatorOf(const Crew& crew, const StrategyOptions& opti
 // coordination service, by the way to which a process finds its own address. By
 // options.communication: "auto" takes what the hosts of the processes allow, and TCP alone where a
 // host's processes cannot share memory. Errors: the store's, and see MakeTcpCommunicator;
-// FailedPrecondition where "shm" cannot be.
+// FailedPrecondition where "shm" cannot be (Unavailable where, after a loss, it cannot be now).
 Result<std::unique_ptr<Communicator>> ConnectCrew(const Crew& crew, const StrategyOptions& options,
                                                   KeyValueStore& store, const std::string& host,
                                                   std::uint64_t generation);

@@ -125,7 +125,8 @@ Result<Regrouped> Regroup(CoordinationClient& client, const RegroupOptions& opti
       return members.at(static_cast<std::size_t>(rank)).ToString();
     };
     TcpOptions tcp = transport.tcp;
-    tcp.connect_timeout = std::min({tcp.connect_timeout, left(), milliseconds(kConnect)});
+    const int steps = transport.backend == "tcp" ? 1 : 3;  // of ConnectCrew
+    tcp.connect_timeout = std::min({tcp.connect_timeout, left() / steps, milliseconds(kConnect)});
     auto made = ConnectCrew({.tasks = generation.members, .rank = generation.rank},
                             transport.backend, client, "regroup", tcp, communicator);
     if (made.ok()) {
@@ -133,8 +134,9 @@ Result<Regrouped> Regroup(CoordinationClient& client, const RegroupOptions& opti
       result.store = &client;
       return result;
     }
-    // What the processes are cannot change: on several hosts, or not able to share memory.
-    const bool never = made.status().code() == StatusCode::kFailedPrecondition;
+    // Processes of several hosts never share memory.
+    const bool never =
+        transport.backend == "shm" && made.status().code() == StatusCode::kFailedPrecondition;
     if (never || std::chrono::steady_clock::now() >= deadline || !client.failure().ok()) {
       return made.status().Annotate("generation " + std::to_string(generation.number));
     }
