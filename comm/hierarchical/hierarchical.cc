@@ -2,6 +2,8 @@
 #include <cohort/comm/shm.h>
 
 #include <algorithm>
+#include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -29,7 +31,9 @@ CommunicatorOptions OptionsOf(const std::vector<int>& ranks, const CommunicatorO
   result.peer_name = [ranks, name = options.peer_name](int r) {
     return NameOf(name, ranks[static_cast<std::size_t>(r)]);
   };
-  result.metrics = nullptr;  // the operation is counted once, by the communicator over TCP
+  // The operation is counted, and recorded, once: by the communicator over TCP.
+  result.metrics = nullptr;
+  result.flight_folder.clear();
   return result;
 }
 
@@ -69,7 +73,8 @@ Result<std::unique_ptr<NativeCollectives>> MakeCollectives(
                                     prefix + "/across/" + std::to_string(place),
                                     Until(deadline, hierarchical.tcp), OptionsOf(peers, options)));
   }
-  return std::make_unique<HierarchicalCollectives>(layout, std::move(inside), std::move(across));
+  return std::make_unique<HierarchicalCollectives>(layout, std::move(inside), std::move(across),
+                                                   hierarchical.across);
 }
 
 }  // namespace
@@ -94,6 +99,17 @@ Result<std::unique_ptr<Communicator>> MakeHierarchicalCommunicator(
       MakeTcpCommunicator(rank, size, store, prefix, Until(deadline, hierarchical.tcp), options));
   if (layout.hosts() == size) {
     return flat;
+  }
+  const std::vector<std::string_view> offered = flat->algorithms(OperationKind::kAllReduce);
+  if (hierarchical.across != "auto" &&
+      std::ranges::find(offered, hierarchical.across) == offered.end()) {
+    std::string choices = "auto";
+    for (const std::string_view choice : offered) {
+      choices += ", " + std::string(choice);
+    }
+    return InvalidArgument("no algorithm '" + hierarchical.across + "' across hosts" +
+                           (options.deterministic ? " with deterministic" : "") +
+                           " [choose one of " + choices + "]");
   }
   auto collectives = MakeCollectives(*flat, layout, hierarchical, store, mine, options, deadline);
   if (!collectives.ok()) {

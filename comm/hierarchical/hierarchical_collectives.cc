@@ -34,12 +34,14 @@ int RanksOf(const HostLayout& layout) {
 
 HierarchicalCollectives::HierarchicalCollectives(const HostLayout& layout,
                                                  std::unique_ptr<Communicator> host,
-                                                 std::unique_ptr<Communicator> across)
+                                                 std::unique_ptr<Communicator> across,
+                                                 std::string across_algorithm)
     : even_(layout.even()),
-      keeps_order_(layout.keeps_order()),
+      keeps_order_(layout.keeps_order() && across->keeps_order(across_algorithm)),
       ranks_(RanksOf(layout)),
       host_(std::move(host)),
-      across_(std::move(across)) {}
+      across_(std::move(across)),
+      across_algorithm_(std::move(across_algorithm)) {}
 
 bool HierarchicalCollectives::Supports(OperationKind kind, DType /*dtype*/) const {
   return kind == OperationKind::kAllReduce;
@@ -65,6 +67,8 @@ class HierarchicalCollectives::Run {
     // The frame's deadline comes first: it is the one that names whom all are waiting for.
     options_.timeout = std::chrono::duration_cast<std::chrono::milliseconds>(
         2 * (exchange.deadline() - std::chrono::steady_clock::now()) + std::chrono::seconds(5));
+    across_ = options_;
+    across_.algorithm = owner.across_algorithm_;
   }
 
   // Where an exception goes past End: what is under way uses the caller's buffer.
@@ -98,7 +102,7 @@ class HierarchicalCollectives::Run {
       }
       COHORT_RETURN_IF_ERROR(Wait(*blocks_[b].scattered));
       COHORT_RETURN_IF_ERROR(
-          Post(owner_.across_->AllReduce(blocks_[b].slice, op_, options_), blocks_[b].crossed));
+          Post(owner_.across_->AllReduce(blocks_[b].slice, op_, across_), blocks_[b].crossed));
       if (b > 0) {
         COHORT_RETURN_IF_ERROR(Gather(blocks_[b - 1]));
       }
@@ -112,7 +116,7 @@ class HierarchicalCollectives::Run {
     COHORT_RETURN_IF_ERROR(Post(owner_.host_->Reduce(buffer, op_, 0, options_), work));
     if (owner_.host_->rank() == 0) {
       COHORT_RETURN_IF_ERROR(Wait(*work));
-      COHORT_RETURN_IF_ERROR(Post(owner_.across_->AllReduce(buffer, op_, options_), work));
+      COHORT_RETURN_IF_ERROR(Post(owner_.across_->AllReduce(buffer, op_, across_), work));
       COHORT_RETURN_IF_ERROR(Wait(*work));
       Finish(buffer);
     }
@@ -181,7 +185,8 @@ class HierarchicalCollectives::Run {
   Exchange& exchange_;
   const ReduceOp op_;
   const Reduction finish_;
-  CollectiveOptions options_;
+  CollectiveOptions options_;  // of the host's operations
+  CollectiveOptions across_;
   std::vector<Block> blocks_;
   std::vector<std::shared_ptr<cohort::Work>> works_;  // all that was posted, until End
 };

@@ -11,6 +11,7 @@
 #include <cohort/comm/communicator.h>
 
 #include <memory>
+#include <string>
 
 #include "hierarchical/host_layout.h"
 #include "native_collectives.h"
@@ -22,7 +23,7 @@ class HierarchicalCollectives final : public NativeCollectives {
   // `across`: of the ranks with this one's place in their hosts; where hosts differ in size, of the
   // first ranks of the hosts, nullptr on the others.
   HierarchicalCollectives(const HostLayout& layout, std::unique_ptr<Communicator> host,
-                          std::unique_ptr<Communicator> across);
+                          std::unique_ptr<Communicator> across, std::string across_algorithm);
 
   Algorithm algorithm() const override { return Algorithm::kHierarchical; }
   bool keeps_order() const override { return keeps_order_; }
@@ -40,6 +41,7 @@ class HierarchicalCollectives final : public NativeCollectives {
   const int ranks_;
   const std::unique_ptr<Communicator> host_;
   const std::unique_ptr<Communicator> across_;
+  const std::string across_algorithm_;
 };
 
 }  // namespace cohort

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <string>
 
 namespace cohort {
@@ -14,7 +15,8 @@ constexpr auto kSpin =
     std::chrono::microseconds(50);  // both sides of a hand-over, before they sleep,
 constexpr auto kSoon = 4 * kSpin;   // where the last was not longer ago
 
-std::atomic<bool> leaving = false;  // this process's MPI, which was initialised here
+std::atomic<bool> initialized_here = false;  // this process's MPI
+std::atomic<bool> leaving = false;           // finalises it
 
 template <typename F>
 bool SpinUntil(F done) {
@@ -38,7 +40,7 @@ Result<std::shared_ptr<MpiRuntime>> MpiRuntime::Get(int level) {
   if (std::shared_ptr<MpiRuntime> runtime = current.lock()) {
     return runtime;
   }
-  if (Finalized()) {
+  if (Finalized() || initialized_here) {  // by a runtime that has gone, or goes now
     return FailedPrecondition(
         "MPI was finalised in this process and cannot be started again [call MPI_Init_thread in "
         "the program to make communicators one after the other]");
@@ -76,6 +78,7 @@ Status MpiRuntime::Initialize(int level) {
     int provided = MPI_THREAD_SINGLE;
     Status status = Check(MPI_Init_thread(nullptr, nullptr, level, &provided), "MPI_Init_thread");
     const bool begins = status.ok();
+    initialized_here = begins;
     if (begins && provided < MPI_THREAD_FUNNELED) {
       status = FailedPrecondition("this MPI has no MPI_THREAD_FUNNELED [install one with threads]");
     }
@@ -99,6 +102,12 @@ Status MpiRuntime::Initialize(int level) {
 
 MpiRuntime::~MpiRuntime() {
   if (!thread_.joinable()) {
+    if (!kept_.empty()) {  // the program's MPI runs on, and may touch it
+      static std::mutex mutex;
+      static auto* const for_ever = new std::vector<std::vector<std::byte>>();
+      const std::lock_guard lock(mutex);
+      std::ranges::move(kept_, std::back_inserter(*for_ever));
+    }
     return;
   }
   leaving = true;

@@ -197,6 +197,13 @@ void MpiTransport::LetGo() {
       }
     }
     std::move(p.out.begin(), p.out.end(), std::back_inserter(abandoned_));
+    for (BodyUnderWay& body : p.bodies) {
+      if (body.request != MPI_REQUEST_NULL) {
+        MPI_Cancel(&body.request);
+        MPI_Request_free(&body.request);
+      }
+    }
+    std::move(p.bodies.begin(), p.bodies.end(), std::back_inserter(left_behind_));
   }
   for (OutMessage& message : abandoned_) {
     for (MPI_Request* request : {&message.frame_request, &message.body_request}) {

@@ -85,7 +85,7 @@ CommunicatorOptions CommunicatorOf(const Crew& crew, const StrategyOptions& opti
   CommunicatorOptions result;
   result.generation = generation;
   result.timeout = options.communication.timeout;
-  result.deterministic = options.deterministic;
+  result.deterministic = options.deterministic || options.virtual_shards > 0;
   result.log = options.log;
   result.flight_folder = options.flight_folder;
   result.metrics = options.metrics;

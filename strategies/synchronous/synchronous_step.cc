@@ -43,7 +43,7 @@ Result<std::unique_ptr<Work>> SynchronousStrategy::AddUp(StepTotals& totals,
                                                          const std::string& name) {
   CollectiveOptions options;
   options.name = name;
-  options.algorithm = algorithm_;
+  options.algorithm = OrderedAlgorithm();
   return communicator_->AllReduce(totals.sums(), ReduceOp::kSum, options);
 }
 

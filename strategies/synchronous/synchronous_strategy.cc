@@ -97,8 +97,6 @@ SynchronousStrategy::SynchronousStrategy(std::string kind, ClusterConfig cluster
       gang_(options_.num_devices, "replica ", rank_ * options_.num_devices),
       turns_(std::max(1, options_.virtual_shards / (num_processes_ * options_.num_devices))),
       local_replicas_(options_.num_devices * turns_),
-      // Two summands have one order.
-      algorithm_(options_.virtual_shards > 0 && num_processes_ > 2 ? "recursive_doubling" : "auto"),
       // A kernel cut among more threads may add in another order.
       intra_op_threads_(options_.intra_op_threads > 0 ? options_.intra_op_threads
                         : options_.virtual_shards > 0
@@ -351,11 +349,19 @@ Status SynchronousStrategy::ChooseOneBucket() {
   return {};
 }
 
+// What sums go by whose order counts: over a power of two of processes the canonical order is the
+// top of the tree of shards.
+std::string SynchronousStrategy::OrderedAlgorithm() const {
+  const bool any = options_.virtual_shards == 0 || communicator_ == nullptr ||
+                   communicator_->size() <= 2 || communicator_->keeps_order("auto");
+  return any ? "auto" : "recursive_doubling";
+}
+
 // What all-reduces of buckets go by. After a loss the processes that are left may not offer what
 // all of them did.
 std::string SynchronousStrategy::SumsAlgorithm() const {
   if (options_.virtual_shards > 0) {
-    return algorithm_;
+    return OrderedAlgorithm();
   }
   const std::string& name = options_.communication.implementation;
   return communicator_ != nullptr && Offers(*communicator_, name) ? name : "auto";
@@ -464,7 +470,7 @@ Result<Mirrored<Tensor>> SynchronousStrategy::Reduce(ReduceOp op, const PerRepli
   if (communicator_ != nullptr) {
     CollectiveOptions options;
     options.name = "Reduce";
-    options.algorithm = algorithm_;
+    options.algorithm = OrderedAlgorithm();
     COHORT_RETURN_IF_ERROR(
         Meet(communicator_->AllReduce(Buffer(result.raw(), result.elements(), result.dtype()),
                                       op == ReduceOp::kMean ? ReduceOp::kSum : op, options)));

@@ -127,6 +127,7 @@ class SynchronousStrategy final : public Strategy {
   Status MakeCopies(ParameterSet& parameters);
   Status ChooseCrossDevice();
   Status ChooseOneBucket();
+  std::string OrderedAlgorithm() const;
   std::string SumsAlgorithm() const;
   bool SumsAreTheSameHoweverCut() const;
   Status MakeReducer(ParameterSet& parameters);
@@ -177,9 +178,8 @@ class SynchronousStrategy final : public Strategy {
   int rank_;                    // as that of the communicator
   int num_processes_;           // as those of the communicator
   ReplicaGang gang_;
-  const int turns_;              // of each of the gang's threads: its virtual shards, or 1
-  const int local_replicas_;     // threads * turns
-  const std::string algorithm_;  // of sums whose order counts
+  const int turns_;           // of each of the gang's threads: its virtual shards, or 1
+  const int local_replicas_;  // threads * turns
   int intra_op_threads_ = 1;
 
   std::vector<std::shared_ptr<Device>> devices_;  // by thread; owners: this and the program

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <thread>
 
@@ -206,13 +207,22 @@ TEST_P(CommunicatorConformance, AllGatherVOfUnevenParts) {
       const std::vector<std::int32_t> part = Numbers(r, counts.back());
       expected.insert(expected.end(), part.begin(), part.end());
     }
+    const auto before =
+        std::accumulate(counts.begin(), counts.begin() + comm.rank(), std::int64_t{0});
     for (const std::string& algorithm : Algorithms(comm, OperationKind::kAllGatherV)) {
-      const std::vector<std::int32_t> mine =
-          Numbers(comm.rank(), counts[static_cast<std::size_t>(comm.rank())]);
-      std::vector<std::int32_t> all(expected.size());
-      COHORT_RETURN_IF_ERROR(WaitFor(
-          comm.AllGatherV(std::span(mine), std::span(all), counts, {.algorithm = algorithm})));
-      COHORT_RETURN_IF_ERROR(Check(all == expected, "AllGatherV by " + algorithm));
+      for (const Place place : {Place::kIn, Place::kOut}) {
+        const std::vector<std::int32_t> mine =
+            Numbers(comm.rank(), counts[static_cast<std::size_t>(comm.rank())]);
+        std::vector<std::int32_t> all(expected.size());
+        std::span<const std::int32_t> input(mine);
+        if (place == Place::kIn) {
+          std::ranges::copy(mine, all.begin() + before);
+          input = std::span(all).subspan(static_cast<std::size_t>(before), mine.size());
+        }
+        COHORT_RETURN_IF_ERROR(
+            WaitFor(comm.AllGatherV(input, std::span(all), counts, {.algorithm = algorithm})));
+        COHORT_RETURN_IF_ERROR(Check(all == expected, "AllGatherV by " + algorithm));
+      }
     }
     return {};
   });

@@ -74,14 +74,15 @@ std::vector<CommunicatorCase> RailsCases() {
 // Which host a rank is on, of how many ranks.
 using Layout = std::function<int(int rank, int size)>;
 
-RunGroup RunHierarchical(const Layout& layout) {
-  return RunIn(
-      [layout](int rank, int size, KeyValueStore& store, const CommunicatorOptions& options) {
-        HierarchicalOptions hierarchical;
-        hierarchical.tcp.connect_timeout = std::chrono::seconds(20);
-        hierarchical.host = "host " + std::to_string(layout(rank, size));
-        return MakeHierarchicalCommunicator(rank, size, store, "job", hierarchical, options);
-      });
+RunGroup RunHierarchical(const Layout& layout, const std::string& across = "auto") {
+  return RunIn([layout, across](int rank, int size, KeyValueStore& store,
+                                const CommunicatorOptions& options) {
+    HierarchicalOptions hierarchical;
+    hierarchical.tcp.connect_timeout = std::chrono::seconds(20);
+    hierarchical.host = "host " + std::to_string(layout(rank, size));
+    hierarchical.across = across;
+    return MakeHierarchicalCommunicator(rank, size, store, "job", hierarchical, options);
+  });
 }
 
 // Two consecutive ranks on each host, which keeps the canonical order; ranks dealt to two hosts in
@@ -97,6 +98,9 @@ std::vector<CommunicatorCase> HierarchicalCases() {
   for (const int size : {3, 6}) {
     cases.push_back({"dealt", RunHierarchical(dealt), size, 64});
     cases.push_back({"uneven", RunHierarchical(uneven), size, 64});
+  }
+  for (const char* across : {"ring", "halving_doubling"}) {
+    cases.push_back({std::string("pairs_") + across, RunHierarchical(pairs, across), 6, 64});
   }
   cases.push_back({"pairs", RunHierarchical(pairs), 4, 0});
   cases.push_back({"uneven", RunHierarchical(uneven), 3, 0});

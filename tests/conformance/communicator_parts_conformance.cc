@@ -8,11 +8,13 @@
 #include <span>
 #include <vector>
 
+#include "algorithms/shared.h"
 #include "conformance/communicator_checks.h"
 #include "conformance/communicator_conformance.h"
 #include "kept_frames.h"
 #include "tcp/striped_socket.h"
 #include "testing/run_ranks.h"
+#include "transport.h"
 
 namespace cohort::testing {
 namespace {
@@ -20,16 +22,16 @@ namespace {
 constexpr std::size_t kBehind = 64;  // bytes behind a buffer, which nobody may touch
 constexpr auto kUntouched = std::byte{0xA5};
 constexpr int kFewRanks = 4;  // more take their time on two cores
-constexpr std::size_t kMostBytes = (256 << 10) + sizeof(float);
+constexpr std::size_t kMostBytes = static_cast<std::size_t>(kSegmentBytes) + sizeof(float);
 
 // One element less, as many as fit, and one more: of a body that a ring holds, of its pieces, of
 // what is kept for whoever asks later and of what TCP sends in place, of a shared segment, of what
 // private memory passes at once, of a segment. One more alone for small types and for many ranks.
 std::vector<std::int64_t> PartsAroundThresholds(int ranks, std::size_t element_bytes) {
   std::set<std::size_t> sizes = {std::size_t{4} << 10, StripedSocket::kZeroCopyBytes,
-                                 std::size_t{256} << 10};
+                                 static_cast<std::size_t>(kSegmentBytes)};
   if (ranks <= kFewRanks) {
-    sizes.insert({std::size_t{32} << 10, KeptFrames::kFrameBytes, std::size_t{128} << 10});
+    sizes.insert({std::size_t{32} << 10, KeptFrames::kFrameBytes, kStagedSegmentBytes});
   }
   std::vector<std::int64_t> counts;
   for (const std::size_t bytes : sizes) {

@@ -38,7 +38,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 using ::testing::HasSubstr;
 
-constexpr milliseconds kTimeout{1000};
+constexpr milliseconds kTimeout{2000};
 constexpr auto kMost = kTimeout * 3 / 2;
 
 // For how long a process is stopped that goes on before the others' deadline.

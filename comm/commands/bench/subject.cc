@@ -195,6 +195,7 @@ Result<std::vector<std::unique_ptr<Subject>>> MakeSubjects(const SubjectSpec& sp
     hierarchical.tcp = {.rendezvous_host = options.rendezvous_host,
                         .connect_timeout = options.timeout};
     hierarchical.host = "host " + std::to_string(options.rank / options.ranks_per_host);
+    hierarchical.across = options.across;
     COHORT_ASSIGN_OR_RETURN(
         std::unique_ptr<Communicator> comm,
         MakeHierarchicalCommunicator(options.rank, options.ranks, store, "cohort-" + spec.buffer,

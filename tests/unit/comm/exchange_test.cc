@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 
 #include <algorithm>
+#include <barrier>
+#include <chrono>
 #include <functional>
 #include <mutex>
 #include <sstream>
@@ -68,7 +70,7 @@ Deadline ReduceLate(const CommunicatorOptions& options,
 TEST(Exchange, SlowPeersAreNamedInTheLog) {
   Lines lines;
   CommunicatorOptions options;
-  options.slow_peer_warning = std::chrono::milliseconds(30);
+  options.slow_peer_warning = std::chrono::seconds(1);
   options.log = lines.log();
   const Deadline begun =  // rank 1 comes when rank 0 has complained
       ReduceLate(options, [&](const Communicator& /*waiting*/) { return !lines.text().empty(); });
@@ -82,9 +84,10 @@ TEST(Exchange, SlowPeersAreNamedInTheLog) {
 TEST(Exchange, TheLateRankIsWarnedOfNotTheNeighbour) {
   Lines lines;
   CommunicatorOptions options;
-  options.slow_peer_warning = std::chrono::milliseconds(100);
+  options.slow_peer_warning = std::chrono::seconds(2);
   options.log = lines.log();
   auto communicators = MakeLocalCommunicators(5, options);
+  std::barrier all_but_one(4);
   testing::ExpectAllOk(testing::RunRanks(5, [&](int rank) -> Status {
     const auto complaints = [&] {
       const std::string text = lines.text();
@@ -94,6 +97,9 @@ TEST(Exchange, TheLateRankIsWarnedOfNotTheNeighbour) {
       std::this_thread::yield();
     }
     std::vector<float> values(1000);
+    if (rank != 3) {
+      all_but_one.arrive_and_wait();
+    }
     auto work = communicators[static_cast<std::size_t>(rank)]->AllReduce(
         std::span(values), ReduceOp::kSum, {.algorithm = "ring"});
     COHORT_RETURN_IF_ERROR(work.status());

@@ -17,6 +17,8 @@ struct HierarchicalOptions {
   // What this process's host calls itself; ranks with equal texts are on one host. Empty: the
   // kernel's boot id and network namespace.
   std::string host;
+  // The algorithm of the all-reduces across hosts, which is TCP's: "ring", "halving_doubling", ...
+  std::string across = "auto";
   // Makes the communicator of this host's ranks; `prefix` is theirs alone in the store. Empty:
   // shared memory.
   std::function<Result<std::unique_ptr<Communicator>>(int rank, int size, const std::string& prefix,
@@ -26,7 +28,8 @@ struct HierarchicalOptions {
 
 // Blocks until all `size` ranks have met. Each publishes its host in `store` as
 // `prefix/GENERATION/host/N`; who does not is named as by MakeTcpCommunicator. All on one host: the
-// host's communicator. Each on its own: TCP. Else a communicator over TCP that has one more
+// host's communicator. Each on its own: TCP. InvalidArgument where `across` names nothing that is
+// there. Else a communicator over TCP that has one more
 // algorithm of all-reduce, "hierarchical":
 //
 //   every host has equally many ranks   reduce-scatter inside the host, all-reduce of each slice
