@@ -183,7 +183,7 @@ bool MpiRuntime::Finalized() {
 
 Duration MpiRuntime::Nap(Duration waited) {
   return std::clamp<Duration>(waited / 16, std::chrono::microseconds(20),
-                              std::chrono::milliseconds(2));
+                              std::chrono::milliseconds(10));
 }
 
 Status MpiRuntime::Check(int code, const char* what) {
