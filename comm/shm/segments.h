@@ -26,8 +26,7 @@ namespace cohort {
 // bell.
 struct SegmentNotice {
   std::uint64_t segment = 0;
-  std::uint64_t bytes = 0;       // 0: the segment is no more
-  std::uint64_t cores[16] = {};  // of the region's: which this process may run on
+  std::uint64_t bytes = 0;  // 0: the segment is no more
 };
 
 // Blocking until `deadline`; `fds` (at most two) travel along.

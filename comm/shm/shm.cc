@@ -36,7 +36,7 @@ struct ShmGroup {
   Log log;
 };
 
-Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, std::vector<Socket> connected,
+Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, Connections connections,
                                                     Deadline deadline);
 
 class ShmTransport final : public SharedTransport {
@@ -66,10 +66,10 @@ class ShmTransport final : public SharedTransport {
     const Directory directory = {[&](int r, Deadline) -> Result<std::string> { return offer(r); },
                                  offer, group.peer_name};
     COHORT_ASSIGN_OR_RETURN(
-        std::vector<Socket> sockets,
+        Connections connections,
         ConnectGroup({group.name, my_index, static_cast<int>(members.size()), group.generation},
                      listener, directory, group.log, deadline));
-    return MakeShmTransport(std::move(group), std::move(sockets), deadline);
+    return MakeShmTransport(std::move(group), std::move(connections), deadline);
   }
 
  private:
@@ -77,21 +77,14 @@ class ShmTransport final : public SharedTransport {
   Listener offered_;
 };
 
-void AddCores(cpu_set_t& all, const std::uint64_t (&cores)[16]) {
-  cpu_set_t theirs;
-  static_assert(sizeof(theirs) == sizeof(cores));
-  std::memcpy(&theirs, cores, sizeof(theirs));
-  CPU_OR(&all, &all, &theirs);
-}
-
 // Each rank makes its region and gives the others what they need to see and to wake it.
-Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, std::vector<Socket> connected,
+Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, Connections connections,
                                                     Deadline deadline) {
-  const auto size = static_cast<int>(connected.size()) / kChannels;
+  const auto size = static_cast<int>(connections.cores.size());
   const auto at = [](int r) { return static_cast<std::size_t>(r); };
   std::vector<Socket> sockets;
   for (int r = 0; r < size; ++r) {  // one connection is enough
-    sockets.push_back(std::move(connected[at(r * kChannels + kControlChannel)]));
+    sockets.push_back(std::move(connections.sockets[at(r * kChannels + kControlChannel)]));
   }
   RegionLayout layout;
   layout.ranks = at(size);
@@ -102,11 +95,6 @@ Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, std::vector<
     return ErrnoStatus(errno, "eventfd");
   }
   SegmentNotice notice = {.bytes = segment.second.bytes()};
-  cpu_set_t cores;
-  if (::sched_getaffinity(0, sizeof(cores), &cores) != 0) {
-    return ErrnoStatus(errno, "sched_getaffinity");
-  }
-  std::memcpy(notice.cores, &cores, sizeof(notice.cores));
   for (int r = 0; r < size; ++r) {
     if (r != group.rank) {
       COHORT_RETURN_IF_ERROR(
@@ -138,7 +126,6 @@ Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, std::vector<
       COHORT_RETURN_IF_ERROR(Mapping::AllowWrites(std::as_writable_bytes(std::span(&board, 1))));
     }
     memory->bells[at(r)] = std::move(theirs.fds[1]);
-    AddCores(cores, theirs.notice.cores);
   }
   SharedParts parts;
   parts.rank = group.rank;
@@ -149,7 +136,7 @@ Result<std::unique_ptr<Transport>> MakeShmTransport(ShmGroup group, std::vector<
   for (const Socket& b : memory->bells) {
     parts.bells.push_back(b.fd());
   }
-  parts.crowded = size > CPU_COUNT(&cores);
+  parts.crowded = AreCrowded(connections.cores);
   parts.memory = std::move(memory);
   parts.segments = std::make_shared<SharedSegments>(std::move(sockets));
   return std::make_unique<ShmTransport>(std::move(group), std::move(parts));
@@ -180,12 +167,12 @@ Result<std::unique_ptr<Communicator>> MakeShmCommunicator(int rank, int size, Ke
   group.peer_name = [options](int r) { return NameOf(options, r); };
   group.log = options.log;
   COHORT_ASSIGN_OR_RETURN(
-      std::vector<Socket> sockets,
+      Connections connections,
       MeetInStore({prefix, rank, size, options.generation}, listener, store,
                   prefix + "/" + std::to_string(options.generation) + "/shm", options, deadline));
   TransportCommunicatorParts parts;
   COHORT_ASSIGN_OR_RETURN(parts.transport,
-                          MakeShmTransport(std::move(group), std::move(sockets), deadline));
+                          MakeShmTransport(std::move(group), std::move(connections), deadline));
   parts.rank = rank;
   parts.size = size;
   parts.shared_memory = true;

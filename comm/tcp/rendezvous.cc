@@ -16,7 +16,7 @@ namespace {
 
 using std::chrono::seconds;
 
-constexpr std::uint64_t kMagic = 0x32504d4f43524f43U;  // "CORCOMP2"
+constexpr std::uint64_t kMagic = 0x33504d4f43524f43U;  // "CORCOMP3"
 constexpr seconds kRollCall{10};      // how often the missing are listed in the log
 constexpr seconds kHelloTimeout{10};  // a connection that does not say who it is goes
 constexpr std::size_t kMaxStrangers = 256;
@@ -29,6 +29,7 @@ struct Hello {
   std::uint32_t channel;
   std::uint64_t channels;
   std::uint64_t stripe_bytes;
+  cpu_set_t cores;
 };
 
 enum class Verdict : std::uint32_t {
@@ -46,7 +47,16 @@ struct Answer {
   Verdict verdict;
   std::uint64_t channels;
   std::uint64_t stripe_bytes;
+  cpu_set_t cores;
 };
+
+cpu_set_t CoresOfThisProcess() {
+  cpu_set_t cores;
+  if (::sched_getaffinity(0, sizeof(cores), &cores) != 0) {  // more than the set has room for
+    std::memset(&cores, 0xff, sizeof(cores));
+  }
+  return cores;
+}
 
 std::uint64_t Digest(const GroupIdentity& group) {
   std::uint64_t digest = 0xcbf29ce484222325U;
@@ -143,14 +153,16 @@ class Meeting {
         log_(log),
         deadline_(deadline),
         roll_call_(group.rank, group.size, directory, log, deadline),
-        sockets_(static_cast<std::size_t>(group.size * group.channels)) {}
+        connections_{
+            std::vector<Socket>(static_cast<std::size_t>(group.size * group.channels)),
+            std::vector<cpu_set_t>(static_cast<std::size_t>(group.size), CoresOfThisProcess())} {}
 
-  Result<std::vector<Socket>> Run() {
+  Result<Connections> Run() {
     for (int peer = 0; peer < group_.rank; ++peer) {
       COHORT_RETURN_IF_ERROR(ConnectTo(peer));
     }
     COHORT_RETURN_IF_ERROR(AcceptOthers());
-    return std::move(sockets_);
+    return std::move(connections_);
   }
 
  private:
@@ -186,7 +198,8 @@ class Meeting {
                          static_cast<std::uint32_t>(group_.rank),
                          static_cast<std::uint32_t>(channel),
                          static_cast<std::uint64_t>(group_.channels),
-                         group_.stripe_bytes};
+                         group_.stripe_bytes,
+                         CoresOf(group_.rank)};
     Answer answer = {};
     Status status = WriteAll(socket, &hello, sizeof(hello), deadline_);
     if (status.ok()) {
@@ -198,6 +211,7 @@ class Meeting {
     COHORT_RETURN_IF_ERROR(status.Annotate(who));
     COHORT_RETURN_IF_ERROR(Admitted(answer, peer, who));
     At(peer, channel) = std::move(socket);
+    CoresOf(peer) = answer.cores;
     return {};
   }
 
@@ -294,7 +308,8 @@ class Meeting {
                            static_cast<std::uint32_t>(group_.rank),
                            verdict,
                            static_cast<std::uint64_t>(group_.channels),
-                           group_.stripe_bytes};
+                           group_.stripe_bytes,
+                           CoresOf(group_.rank)};
     const bool told =
         WriteAll(stranger.socket, &answer, sizeof(answer), DeadlineAfter(seconds(1))).ok();
     if (verdict != Verdict::kWelcome) {
@@ -305,15 +320,17 @@ class Meeting {
     } else if (told) {
       At(static_cast<int>(hello.rank), static_cast<int>(hello.channel)) =
           std::move(stranger.socket);
+      CoresOf(static_cast<int>(hello.rank)) = hello.cores;
     }
     return false;
   }
 
+  cpu_set_t& CoresOf(int rank) { return connections_.cores[static_cast<std::size_t>(rank)]; }
   Socket& At(int peer, int channel) {
-    return sockets_[static_cast<std::size_t>(peer * group_.channels + channel)];
+    return connections_.sockets[static_cast<std::size_t>(peer * group_.channels + channel)];
   }
   const Socket& At(int peer, int channel) const {
-    return sockets_[static_cast<std::size_t>(peer * group_.channels + channel)];
+    return connections_.sockets[static_cast<std::size_t>(peer * group_.channels + channel)];
   }
 
   std::vector<int> Absent() const {
@@ -338,7 +355,7 @@ class Meeting {
   const Log& log_;
   const Deadline deadline_;
   RollCall roll_call_;
-  std::vector<Socket> sockets_;
+  Connections connections_;
   std::vector<Stranger> strangers_;
 };
 
@@ -383,15 +400,23 @@ Directory DirectoryIn(KeyValueStore& store, const std::string& folder, const std
 
 }  // namespace
 
-Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Listener& listener,
-                                         const Directory& directory, const Log& log,
-                                         Deadline deadline) {
+bool AreCrowded(const std::vector<cpu_set_t>& cores) {
+  cpu_set_t all;
+  CPU_ZERO(&all);
+  for (const cpu_set_t& some : cores) {
+    CPU_OR(&all, &all, &some);
+  }
+  return cores.size() > static_cast<std::size_t>(CPU_COUNT(&all));
+}
+
+Result<Connections> ConnectGroup(const GroupIdentity& group, const Listener& listener,
+                                 const Directory& directory, const Log& log, Deadline deadline) {
   return Meeting(group, listener, directory, log, deadline).Run();
 }
 
-Result<std::vector<Socket>> MeetInStore(const GroupIdentity& group, const Listener& listener,
-                                        KeyValueStore& store, const std::string& folder,
-                                        const CommunicatorOptions& options, Deadline deadline) {
+Result<Connections> MeetInStore(const GroupIdentity& group, const Listener& listener,
+                                KeyValueStore& store, const std::string& folder,
+                                const CommunicatorOptions& options, Deadline deadline) {
   const Directory directory = DirectoryIn(store, folder, "an address", options);
   COHORT_RETURN_IF_ERROR(Publish(group.rank, listener.address, store, folder, directory, options));
   return ConnectGroup(group, listener, directory, options.log, deadline);

@@ -13,6 +13,8 @@
 #include <cohort/core/log.h>
 #include <cohort/core/status.h>
 
+#include <sched.h>
+
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -45,18 +47,25 @@ struct Directory {
   std::string what = "an address";
 };
 
-// Sockets at rank * channels + channel; the own places stay closed. DeadlineExceeded names who is
-// missing and what was tried; FailedPrecondition says what a peer refused.
-Result<std::vector<Socket>> ConnectGroup(const GroupIdentity& group, const Listener& listener,
-                                         const Directory& directory, const Log& log,
-                                         Deadline deadline);
+struct Connections {
+  std::vector<Socket> sockets;   // at rank * channels + channel; the own places stay closed
+  std::vector<cpu_set_t> cores;  // by rank: on which of its host's it may run
+};
+// Whether so many ranks of one host have less than a core each, so that who spins keeps another
+// from what it waits for.
+bool AreCrowded(const std::vector<cpu_set_t>& cores);
+
+// DeadlineExceeded names who is missing and what was tried; FailedPrecondition says what a peer
+// refused.
+Result<Connections> ConnectGroup(const GroupIdentity& group, const Listener& listener,
+                                 const Directory& directory, const Log& log, Deadline deadline);
 
 // ConnectGroup for ranks that find each other in `store`: each publishes its listener's address as
 // `folder`/RANK, and below it which process it is. AlreadyExists names the process that has claimed
 // this rank before.
-Result<std::vector<Socket>> MeetInStore(const GroupIdentity& group, const Listener& listener,
-                                        KeyValueStore& store, const std::string& folder,
-                                        const CommunicatorOptions& options, Deadline deadline);
+Result<Connections> MeetInStore(const GroupIdentity& group, const Listener& listener,
+                                KeyValueStore& store, const std::string& folder,
+                                const CommunicatorOptions& options, Deadline deadline);
 
 // What each rank publishes as `folder`/RANK, by rank; this one `word`, a line. `what` it is, for
 // errors, which are those of MeetInStore.

@@ -31,10 +31,11 @@ Result<std::unique_ptr<Communicator>> MakeTcpCommunicator(int rank, int size, Ke
   group.stripe_bytes = static_cast<std::size_t>(tcp.stripe_bytes);
   group.zero_copy = tcp.zero_copy;
   COHORT_ASSIGN_OR_RETURN(
-      group.sockets,
+      Connections connections,
       MeetInStore({prefix, rank, size, options.generation, group.channels, group.stripe_bytes},
                   listener, store, prefix + "/" + std::to_string(options.generation) + "/rank",
                   options, deadline));
+  Take(group, std::move(connections));
   TransportCommunicatorParts parts;
   COHORT_ASSIGN_OR_RETURN(parts.transport, MakeTcpTransport(std::move(group)));
   parts.rank = rank;

@@ -50,6 +50,9 @@ void TcpTransport::Fetch(int s) {
       pace_.Received(static_cast<std::size_t>(n), std::chrono::steady_clock::now());
     }
     Parse(s);
+    if (drained_ && p.target == Target::kHeader && p.posted.empty()) {
+      return;  // nothing more is expected
+    }
   }
 }
 
@@ -63,6 +66,7 @@ ssize_t TcpTransport::FetchOnce(int s) {
     std::byte* to = direct ? posted.data.data() + p.body_got : scratch_.data();
     const std::size_t most = direct ? left : std::min(left, scratch_.size());
     const ssize_t n = p.socket.Receive(to, most);
+    drained_ = false;
     if (n > 0 && direct) {
       p.body_got += static_cast<std::size_t>(n);
       if (p.body_got == p.header.bytes) {
@@ -78,8 +82,9 @@ ssize_t TcpTransport::FetchOnce(int s) {
               p.staging.begin() + static_cast<std::ptrdiff_t>(p.staged_to), p.staging.begin());
     p.staged_to -= std::exchange(p.staged_from, 0);
   }
-  const ssize_t n =
-      p.socket.Receive(p.staging.data() + p.staged_to, p.staging.size() - p.staged_to);
+  const std::size_t most = p.staging.size() - p.staged_to;
+  const ssize_t n = p.socket.Receive(p.staging.data() + p.staged_to, most);
+  drained_ = p.socket.rails() == 1 && n < static_cast<ssize_t>(most);
   if (n > 0) {
     p.staged_to += static_cast<std::size_t>(n);
   }

@@ -16,6 +16,8 @@ namespace cohort {
 namespace tcp {
 namespace {
 
+constexpr int kLooksToAPoll = 4;  // at what is awaited alone, for a poll of everything
+constexpr auto kCrowdedSpin = std::chrono::microseconds(5);
 constexpr std::size_t kScratchBytes = 256 << 10;  // stays in cache between socket and reduction
 
 }  // namespace
@@ -80,8 +82,9 @@ void TcpTransport::Progress(Deadline until) {
       Parse(s);  // left over when the listener wanted no more, or after a stall
     }
   }
-  const Deadline spin_end = std::chrono::steady_clock::now() + spin();
-  while (!stop_) {
+  const Deadline spin_end = std::chrono::steady_clock::now() +
+                            (group_.crowded ? std::min<Duration>(spin(), kCrowdedSpin) : spin());
+  for (int looks = 1; !stop_;) {
     if (woken_.load()) {
       std::uint64_t count = 0;
       [[maybe_unused]] const ssize_t n = ::read(wake_.fd(), &count, sizeof(count));
@@ -91,11 +94,35 @@ void TcpTransport::Progress(Deadline until) {
     }
     const Deadline now = std::chrono::steady_clock::now();
     const bool wait = !moved_ && now >= spin_end && now < until;
-    Poll(wait ? PollTimeout(until) : 0);
+    if (wait || looks++ % kLooksToAPoll == 0 || !FetchAwaited()) {
+      Poll(wait ? PollTimeout(until) : 0);
+    }
     if (moved_ || std::chrono::steady_clock::now() >= until) {
       return;
     }
+    if (group_.crowded && !wait) {
+      ::sched_yield();
+    }
   }
+}
+
+// Looks at the streams that are to bring something; false: at none, or something has to go out.
+bool TcpTransport::FetchAwaited() {
+  bool any = false;
+  for (int s = 0; s < count() && !stop_; ++s) {
+    const Stream& p = stream(s);
+    if (!InUse(s)) {
+      continue;
+    }
+    if (!p.out.empty() || p.socket.awaits_release()) {
+      return false;
+    }
+    if (!p.posted.empty() && p.wants_input()) {
+      Fetch(s);
+      any = true;
+    }
+  }
+  return any;
 }
 
 // One poll, and what it shows. Of a stream the rail that is read, the one that is written, those
@@ -283,12 +310,26 @@ Result<std::unique_ptr<Transport>> TcpTransport::Join(const std::string& id,
   const GroupIdentity identity = {
       group.name,       my_index,       static_cast<int>(members.size()),
       group.generation, group.channels, group.stripe_bytes};
-  COHORT_ASSIGN_OR_RETURN(group.sockets,
+  COHORT_ASSIGN_OR_RETURN(Connections connections,
                           ConnectGroup(identity, listener, directory, group.log, deadline));
+  Take(group, std::move(connections));
   return MakeTcpTransport(std::move(group));
 }
 
 }  // namespace tcp
+
+void Take(TcpGroup& group, Connections connections) {
+  std::vector<cpu_set_t> here;
+  for (std::size_t r = 0; r < connections.cores.size(); ++r) {
+    const bool own = r == static_cast<std::size_t>(group.rank);
+    const Socket& socket = connections.sockets[r * static_cast<std::size_t>(group.channels)];
+    if (own || IsWithinHost(socket)) {
+      here.push_back(connections.cores[r]);
+    }
+  }
+  group.crowded = AreCrowded(here);
+  group.sockets = std::move(connections.sockets);
+}
 
 Result<std::unique_ptr<Transport>> MakeTcpTransport(TcpGroup group) {
   Socket wake(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));

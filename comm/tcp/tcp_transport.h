@@ -38,6 +38,7 @@ namespace cohort {
 struct TcpGroup {
   int rank = 0;
   std::vector<Socket> sockets;  // as ConnectGroup gives them
+  bool crowded = false;         // the ranks of this host have less than a core each
   int channels = 2;             // of a pair
   std::size_t stripe_bytes = 0;
   bool zero_copy = false;
@@ -49,6 +50,9 @@ struct TcpGroup {
   std::function<std::string(int rank)> peer_name;
   Log log;
 };
+
+// Gives the group its connections.
+void Take(TcpGroup& group, Connections connections);
 
 namespace tcp {
 
@@ -107,6 +111,7 @@ class TcpTransport final : public Transport {
   void PartIfCut(int rank);
   Deadline CheckLastWords(Deadline until);
   void AddToWatch(const Socket& socket);
+  bool FetchAwaited();
   void Poll(int timeout_ms);
 
   TcpGroup group_;
@@ -123,6 +128,7 @@ class TcpTransport final : public Transport {
   Listener offered_;        // between Offer and Join
   bool forgotten_ = false;  // the communicator failed
   bool moved_ = false;      // something happened in this Progress
+  bool drained_ = false;    // the last recv took all that there was
   bool holds_ = false;      // something waits that may be sent in a moment
   bool stop_ = false;       // the listener wants no more in this Progress
 };

@@ -15,18 +15,19 @@
 
 #include <cohort/core/thread_pool.h>
 
+#include "../../reduction.h"
 #include "subject.h"
 
 namespace cohort::bench {
 namespace {
 
 constexpr std::size_t kHandoverBytes = 64 << 10;
-constexpr std::size_t kAtOnce = 16 * 64;  // bytes in the lines that a core asks for without waiting
+constexpr std::size_t kAtOnce = 64 * 64;  // bytes in the lines that a core asks for without waiting
 
 // Two slots a rank, in turns: who shows operation k has seen all of k - 1. Of two ranks one each.
 struct Slot {
   alignas(64) std::atomic<std::uint64_t> number;
-  std::byte data[kHandoverBytes];
+  alignas(64) std::byte data[kHandoverBytes];
 };
 
 class HandoverLimit final : public Subject {
@@ -51,8 +52,7 @@ class HandoverLimit final : public Subject {
     Slot& mine = SlotOf(rank_, number_);
     std::memcpy(mine.data, buffers.input.data, buffers.input.bytes());
     mine.number.store(number_, std::memory_order_release);
-    auto* const sum = static_cast<float*>(buffers.output.data);
-    const std::size_t count = buffers.input.bytes() / sizeof(float);
+    auto* const sum = static_cast<std::byte*>(buffers.output.data);
     for (int step = 1; step < size_; ++step) {
       const Slot& other = SlotOf((rank_ + step) % size_, number_);
       COHORT_RETURN_IF_ERROR(Await(other.number));
@@ -63,10 +63,7 @@ class HandoverLimit final : public Subject {
            at += 64) {
         asm volatile("prefetcht0 %0" : : "m"(other.data[at]));
       }
-      const auto* const values = reinterpret_cast<const float*>(other.data);
-      for (std::size_t i = 0; i < count; ++i) {
-        sum[i] += values[i];
-      }
+      add_.Combine(sum, sum, other.data, buffers.input.bytes());
     }
     if (size_ > 2) {
       Claim(SlotOf(rank_, number_ + 1), buffers.input.bytes());
@@ -112,6 +109,7 @@ class HandoverLimit final : public Subject {
   const int size_;
   const std::chrono::milliseconds timeout_;
   const std::uint64_t patience_ = size_ > AvailableCores() ? 50 : 5000;
+  const Reduction add_{DType::kFloat32, ReduceOp::kSum};
   std::uint64_t number_ = 0;
 };
 

@@ -218,16 +218,38 @@ TEST(Rendezvous, StrangersAndOldGenerationsDoNotDisturb) {
       std::this_thread::yield();
     }
     COHORT_ASSIGN_OR_RETURN(
-        const std::vector<Socket> sockets,
+        const Connections connections,
         ConnectGroup({"job", thread, 2, 7}, thread == 0 ? zero : one, directory(), log, soon));
     for (int channel = 0; channel < kChannels; ++channel) {
-      EXPECT_TRUE(sockets[static_cast<std::size_t>((1 - thread) * kChannels + channel)].open());
+      EXPECT_TRUE(
+          connections.sockets[static_cast<std::size_t>((1 - thread) * kChannels + channel)].open());
+    }
+    cpu_set_t own;
+    EXPECT_EQ(::sched_getaffinity(0, sizeof(own), &own), 0);
+    for (const cpu_set_t& cores : connections.cores) {  // both are threads of this process
+      EXPECT_TRUE(CPU_EQUAL(&cores, &own));
     }
     return {};
   }));
   EXPECT_EQ(old.code(), StatusCode::kFailedPrecondition);
   EXPECT_THAT(old.message(), HasSubstr("is in generation 7, this rank in 6"));
   EXPECT_THAT(logged, HasSubstr("refused a connection from rank 1 of generation 6"));
+}
+
+TEST(Rendezvous, RanksAreCrowdedWhereTheyHaveLessThanACoreEach) {
+  const auto cores = [](const std::vector<int>& some) {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    for (const int core : some) {
+      CPU_SET(core, &set);
+    }
+    return set;
+  };
+  EXPECT_FALSE(AreCrowded({cores({0}), cores({1})}));
+  EXPECT_FALSE(AreCrowded({cores({0, 1}), cores({0, 1})}));
+  EXPECT_FALSE(AreCrowded({cores({0, 1}), cores({2, 3}), cores({0, 1})}));
+  EXPECT_TRUE(AreCrowded({cores({5}), cores({5})}));
+  EXPECT_TRUE(AreCrowded({cores({0, 1}), cores({0, 1}), cores({1})}));
 }
 
 TEST(Rendezvous, RanksWithOtherRailsAreToldOfBoth) {
