@@ -241,6 +241,10 @@ std::chrono::steady_clock::time_point Reducer::launched_at(int bucket) const {
   return flights_[static_cast<std::size_t>(bucket)].launched_at;
 }
 
+bool Reducer::launched_alone(int bucket) const {
+  return flights_[static_cast<std::size_t>(bucket)].alone;
+}
+
 Status Reducer::Landed(int bucket) {
   const Range range(Phase::kWait, bucket);
   Flight& flight = flights_[static_cast<std::size_t>(bucket)];

@@ -147,6 +147,8 @@ class Reducer {
   Status Landed(int bucket);
   bool has_landed(int bucket) const;
   std::chrono::steady_clock::time_point launched_at(int bucket) const;
+  // Whether all buckets before it had landed when it was launched.
+  bool launched_alone(int bucket) const;
   // Of the global batch. After Landed(0); where nothing is launched, after every End.
   double total_weight() const;
   std::span<const float> gradients() const;  // where the sums land
@@ -171,6 +173,7 @@ class Reducer {
     std::unique_ptr<Work> work;
     Status launched;  // the launch's own error
     std::chrono::steady_clock::time_point launched_at;
+    bool alone = false;  // then
   };
   // A replica's arenas.
   struct Stack {

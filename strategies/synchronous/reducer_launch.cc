@@ -78,6 +78,7 @@ void Reducer::Launch(int index, Stream& stream) {
   CollectiveOptions options = OptionsOf(bucket);
   options.stream = devices_ != nullptr ? &devices_->copy(0).stream() : &stream;
   flight.launched_at = std::chrono::steady_clock::now();
+  flight.alone = index == 0 || has_landed(index - 1);
   Communicator::Pending pending = bucket.rows ? LaunchRows(bucket, options)
                                   : options_.nccl != nullptr
                                       ? LaunchOnDevices(flight, index, options)
@@ -99,6 +100,7 @@ CollectiveOptions Reducer::OptionsOf(const BucketPlan::Bucket& bucket) const {
 
 Status Reducer::LaunchLate(Flight& flight, int index) {
   flight.launched_at = std::chrono::steady_clock::now();
+  flight.alone = index == 0 || has_landed(index - 1);
   COHORT_ASSIGN_OR_RETURN(
       flight.work,
       options_.communicator->AllReduce(LandingOf(index), ReduceOp::kSum,

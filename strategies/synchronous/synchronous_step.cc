@@ -74,13 +74,13 @@ float SynchronousStrategy::ScaleOfSums() const {
 }
 
 // Waits for each bucket in turn and applies it, unless all have to be there first; `applied` counts
-// those that were. The tuner learns from buckets that were waited for and followed such, and from
-// the operation behind them.
+// those that were. The tuner learns from buckets that were waited for and followed such, or had the
+// link for themselves, and from the operation behind them.
 Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied) {
   const BucketPlan& plan = reducer_->plan();
   const bool at_once = updater_->at_once();
   const bool watched = !one_bucket_ && agreement_->watches();
-  std::optional<SteadyClock::time_point> since = reducer_->launched_at(0);
+  std::optional<SteadyClock::time_point> since;
   for (std::size_t b = 0; b < plan.buckets.size(); ++b) {
     const int bucket = static_cast<int>(b);
     const bool waited = !reducer_->has_landed(bucket);
@@ -92,9 +92,12 @@ Status SynchronousStrategy::LandInOrder(Work* behind, float& scale, int& applied
       const SteadyClock::time_point now = SteadyClock::now();
       const std::int64_t bytes =
           (plan.buckets[b].end - plan.buckets[b].begin) * static_cast<std::int64_t>(sizeof(float));
+      const SteadyClock::time_point launched = reducer_->launched_at(bucket);
+      if (reducer_->launched_alone(bucket)) {
+        since = launched;
+      }
       if (waited && since.has_value() && !plan.buckets[b].rows) {
-        agreement_->tuner().AddBucket(
-            bytes, Seconds(now - std::max(*since, reducer_->launched_at(bucket))));
+        agreement_->tuner().AddBucket(bytes, Seconds(now - std::max(*since, launched)));
       }
       since = waited ? std::optional(now) : std::nullopt;
       if (waited && bucket + 1 == static_cast<int>(plan.buckets.size()) && !behind->done()) {

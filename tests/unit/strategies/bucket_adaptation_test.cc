@@ -303,6 +303,27 @@ TEST(BucketAdaptation, ChangesTheSizeOnAllProcessesAtOnce) {
   }
 }
 
+// Also where the first bucket has long landed when the only other one is launched, as it is where
+// nothing is hidden.
+TEST(BucketAdaptation, LearnsFromABucketThatHasTheLinkForItself) {
+  const StepFn late = [](ReplicaContext& context, const data::Batch& /*batch*/) {
+    for (int p = 0; p < context.parameters.size(); ++p) {
+      std::ranges::fill(context.gradients.Accumulator(p), context.gradients.loss_seed());
+      context.gradients.Ready(p);
+      if (p == 0) {  // longer than its bucket takes
+        std::this_thread::sleep_for(std::chrono::milliseconds(60));
+      }
+    }
+    return Result<ReplicaResult>(ReplicaResult{.weight = 1});
+  };
+  const std::vector<Outcome> outcomes = Train({.step = late, .options = InBuckets()});
+  ExpectEqualOnAll(outcomes);
+  const auto& steps = outcomes.front().steps;
+  ASSERT_EQ(steps.size(), static_cast<std::size_t>(kSteps));
+  EXPECT_EQ(steps[1].size(), 2U);
+  EXPECT_GT(steps.back().size(), 2U);
+}
+
 // Where sums depend on the cuts a clock has no say in them.
 TEST(BucketAdaptation, LeavesAloneWhatWouldChangeTheBits) {
   StrategyOptions options;
