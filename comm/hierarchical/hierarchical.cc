@@ -3,10 +3,10 @@
 
 #include <algorithm>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "algorithms/choose.h"
 #include "hierarchical/hierarchical_collectives.h"
 #include "tcp/rendezvous.h"
 #include "transport_communicator.h"
@@ -49,6 +49,23 @@ Result<std::unique_ptr<Communicator>> MakeHost(int rank, int size, KeyValueStore
                              options);
 }
 
+Status CheckAcross(const std::string& name, const CommunicatorOptions& options) {
+  std::string choices = "auto";
+  for (const Algorithm algorithm : AlgorithmsOf(OperationKind::kAllReduce)) {
+    if (options.deterministic && !KeepsOrder(algorithm)) {
+      continue;
+    }
+    if (name == AlgorithmName(algorithm)) {
+      return {};
+    }
+    choices += ", " + std::string(AlgorithmName(algorithm));
+  }
+  return name == "auto" ? OkStatus()
+                        : InvalidArgument("no algorithm '" + name + "' across hosts" +
+                                          (options.deterministic ? " with deterministic" : "") +
+                                          " [choose one of " + choices + "]");
+}
+
 // The two communicators, and what is made of them. All ranks call.
 Result<std::unique_ptr<NativeCollectives>> MakeCollectives(
     Communicator& flat, const HostLayout& layout, const HierarchicalOptions& hierarchical,
@@ -84,6 +101,7 @@ Result<std::unique_ptr<Communicator>> MakeHierarchicalCommunicator(
     const HierarchicalOptions& hierarchical, const CommunicatorOptions& options) {
   Require(size >= 1 && rank >= 0 && rank < size,
           "MakeHierarchicalCommunicator: rank is in [0, size)");
+  COHORT_RETURN_IF_ERROR(CheckAcross(hierarchical.across, options));
   const std::string mine = prefix + "/" + std::to_string(options.generation);
   const std::string host = hierarchical.host.empty() ? HostIdentity() : hierarchical.host;
   const Deadline deadline = DeadlineAfter(hierarchical.tcp.connect_timeout);
@@ -99,17 +117,6 @@ Result<std::unique_ptr<Communicator>> MakeHierarchicalCommunicator(
       MakeTcpCommunicator(rank, size, store, prefix, Until(deadline, hierarchical.tcp), options));
   if (layout.hosts() == size) {
     return flat;
-  }
-  const std::vector<std::string_view> offered = flat->algorithms(OperationKind::kAllReduce);
-  if (hierarchical.across != "auto" &&
-      std::ranges::find(offered, hierarchical.across) == offered.end()) {
-    std::string choices = "auto";
-    for (const std::string_view choice : offered) {
-      choices += ", " + std::string(choice);
-    }
-    return InvalidArgument("no algorithm '" + hierarchical.across + "' across hosts" +
-                           (options.deterministic ? " with deterministic" : "") +
-                           " [choose one of " + choices + "]");
   }
   auto collectives = MakeCollectives(*flat, layout, hierarchical, store, mine, options, deadline);
   if (!collectives.ok()) {

@@ -2,8 +2,8 @@
 // data, one for control frames, which must get through when data is stuck.
 //
 // Rank r connects to every lower rank and accepts every higher one. Both sides of a connection say
-// who they are: the group, its size and generation, and the rank; whatever does not belong here
-// (another job, an old generation, a port scanner) is refused and does not disturb.
+// who they are: the group, its size and generation, the rank, and its cores; whatever does not
+// belong here (another job, an old generation, a port scanner) is refused and does not disturb.
 
 #pragma once
 

@@ -32,7 +32,8 @@ Ticket TcpTransport::Receive(int from, MutableBytes data, const CombineWith& com
   return {from, false, l.receives};
 }
 
-void TcpTransport::Fetch(int s) {
+// Of what has come; not `all`: what is awaited, where the end of the stream may be left for later.
+void TcpTransport::Fetch(int s, bool all) {
   Stream& p = stream(s);
   for (std::size_t turn = 0; turn < kTurnBytes && p.wants_input() && !stop_;) {
     const ssize_t n = FetchOnce(s);
@@ -50,7 +51,7 @@ void TcpTransport::Fetch(int s) {
       pace_.Received(static_cast<std::size_t>(n), std::chrono::steady_clock::now());
     }
     Parse(s);
-    if (drained_ && p.target == Target::kHeader && p.posted.empty()) {
+    if (!all && drained_ && p.target == Target::kHeader && p.posted.empty()) {
       return;  // nothing more is expected
     }
   }

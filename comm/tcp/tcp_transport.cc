@@ -84,7 +84,7 @@ void TcpTransport::Progress(Deadline until) {
   }
   const Deadline spin_end = std::chrono::steady_clock::now() +
                             (group_.crowded ? std::min<Duration>(spin(), kCrowdedSpin) : spin());
-  for (int looks = 1; !stop_;) {
+  while (!stop_) {
     if (woken_.load()) {
       std::uint64_t count = 0;
       [[maybe_unused]] const ssize_t n = ::read(wake_.fd(), &count, sizeof(count));
@@ -94,7 +94,7 @@ void TcpTransport::Progress(Deadline until) {
     }
     const Deadline now = std::chrono::steady_clock::now();
     const bool wait = !moved_ && now >= spin_end && now < until;
-    if (wait || looks++ % kLooksToAPoll == 0 || !FetchAwaited()) {
+    if (wait || ++looks_ % kLooksToAPoll == 0 || !FetchAwaited()) {
       Poll(wait ? PollTimeout(until) : 0);
     }
     if (moved_ || std::chrono::steady_clock::now() >= until) {
@@ -118,7 +118,7 @@ bool TcpTransport::FetchAwaited() {
       return false;
     }
     if (!p.posted.empty() && p.wants_input()) {
-      Fetch(s);
+      Fetch(s, /*all=*/false);
       any = true;
     }
   }

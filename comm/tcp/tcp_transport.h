@@ -96,7 +96,7 @@ class TcpTransport final : public Transport {
   bool IsHeld(int s);
   void FinishReleased(int s);
   void Sent(int s, std::size_t bytes);
-  void Fetch(int s);
+  void Fetch(int s, bool all = true);
   ssize_t FetchOnce(int s);
   void Parse(int s);
   void StartBody(int s);
@@ -128,9 +128,10 @@ class TcpTransport final : public Transport {
   Listener offered_;        // between Offer and Join
   bool forgotten_ = false;  // the communicator failed
   bool moved_ = false;      // something happened in this Progress
-  bool drained_ = false;    // the last recv took all that there was
-  bool holds_ = false;      // something waits that may be sent in a moment
-  bool stop_ = false;       // the listener wants no more in this Progress
+  unsigned looks_ = 0;
+  bool drained_ = false;  // the last recv took all that there was
+  bool holds_ = false;    // something waits that may be sent in a moment
+  bool stop_ = false;     // the listener wants no more in this Progress
 };
 
 }  // namespace tcp

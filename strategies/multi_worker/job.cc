@@ -465,10 +465,13 @@ Result<std::string> FromChief(Communicator& communicator, const std::string& tex
 Result<std::unique_ptr<Membership>> JoinByMpi(const ClusterConfig& config,
                                               const StrategyOptions& options) {
   COHORT_ASSIGN_OR_RETURN(const Crew crew, Crew::Of(config.cluster.TrainingTasks(), config.task));
+  CommunicatorOptions how = CommunicatorOf(crew, options, /*generation=*/1);
+  // With MPI's own collectives, sums of virtual shards go by another algorithm.
+  how.deterministic &= options.deterministic || options.mpi_implementation != "mpi";
   COHORT_ASSIGN_OR_RETURN(auto communicator,
                           MakeMpiCommunicator({.implementation = options.mpi_implementation,
                                                .connect_timeout = options.join_timeout},
-                                              CommunicatorOf(crew, options, /*generation=*/1)));
+                                              how));
   if (communicator->size() != SizeOf(config) || communicator->rank() != RankOf(config)) {
     return FailedPrecondition(
         "MPI has started rank " + std::to_string(communicator->rank()) + " of " +

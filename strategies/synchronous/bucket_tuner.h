@@ -6,9 +6,10 @@
 // S = sqrt(latency * bandwidth * G).
 //
 // Both are learnt from the step itself: from buckets that it waited for and that followed one
-// another without a pause, and from the few bytes behind them. The shortest time counts, since a
-// peer that comes late makes times longer and nothing makes them shorter. A step that waits for
-// nothing teaches nothing, and has nothing to gain.
+// another without a pause, or had the link for themselves, and from the few bytes behind them. The
+// shortest time counts, since a peer that comes late makes times longer. (One that always comes
+// later, or earlier, than rank 0 makes a bucket that has the link for itself look slower, or
+// faster, than it is.) A step that waits for nothing teaches nothing, and has nothing to gain.
 //
 // A pure function of what it was told. Thread rules: one thread.
 

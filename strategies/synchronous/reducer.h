@@ -147,7 +147,7 @@ class Reducer {
   Status Landed(int bucket);
   bool has_landed(int bucket) const;
   std::chrono::steady_clock::time_point launched_at(int bucket) const;
-  // Whether all buckets before it had landed when it was launched.
+  // Whether none before it was on its way when it was launched.
   bool launched_alone(int bucket) const;
   // Of the global batch. After Landed(0); where nothing is launched, after every End.
   double total_weight() const;

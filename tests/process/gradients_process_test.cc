@@ -1,5 +1,6 @@
 // How gradients travel, in real processes: the same bits in every world, compression that still
 // learns, several batches to a step. Trained on digits that the program draws.
+#include <cohort/comm/mpi.h>
 #include <gtest/gtest.h>
 
 #include "training.h"
@@ -39,6 +40,17 @@ TEST(VirtualShards, GiveTheSameBitsInOneToEightProcesses) {
     mirrored.strategy = "mirrored";
     EXPECT_EQ(Train(mirrored)["parameters_crc32c"], expected["parameters_crc32c"]);
   }
+}
+
+TEST(VirtualShards, GiveTheSameBitsWhereMpisOwnCollectivesAreAskedFor) {
+  if (!MpiBuilt()) {
+    GTEST_SKIP() << "built without MPI";
+  }
+  const nlohmann::json expected = Train(Workers(1, {"--virtual-shards", "4"}));
+  TrainingRun run = Workers(1, {"--virtual-shards", "4", "--mpi-implementation", "mpi"});
+  run.strategy = "multi_worker_mirrored";
+  run.launcher = Mpirun(4);
+  EXPECT_EQ(Train(run)["parameters_crc32c"], expected["parameters_crc32c"]);
 }
 
 TEST(Compression, StillLearns) {

@@ -157,7 +157,7 @@ TEST_P(MpiProcesses, AStoppedRankKeepsNobodyFromEnding) {
   Start({"reduces", "reduces", "reduces", "reduces"});
   StopInAnAllReduce(1, 4);
   ExpectEnds({0, 2, 3}, StatusCode::kDeadlineExceeded);
-  ExpectSaid({"not done after 4 s: ", kNamed}, 3);
+  ExpectSaid({"not done after 4 s: " + std::string(kNamed)}, 3);
 }
 
 // As jobs are started: the launcher ends them all.

@@ -23,6 +23,7 @@
 #include <fstream>
 #include <iterator>
 #include <latch>
+#include <memory>
 #include <numeric>
 #include <optional>
 #include <string>
@@ -65,11 +66,11 @@ Result<std::unique_ptr<Communicator>> Connect(const Settings& s, KeyValueStore& 
 
 // Sends this process a signal once `value` changes. Returns when that is watched for.
 std::jthread Strike(float& value, int signal) {
-  std::latch watching(1);
+  const auto watching = std::make_shared<std::latch>(1);
   const float before = value;
-  std::jthread striker([&, signal, before](const std::stop_token& stop) {
+  std::jthread striker([&value, signal, before, watching](const std::stop_token& stop) {
     const std::atomic_ref<float> watched(value);
-    watching.count_down();
+    watching->count_down();
     while (!stop.stop_requested()) {
       if (watched.load() != before) {
         ::kill(::getpid(), signal);
@@ -78,7 +79,7 @@ std::jthread Strike(float& value, int signal) {
       std::this_thread::sleep_for(microseconds(20));
     }
   });
-  watching.wait();
+  watching->wait();
   return striker;
 }
 

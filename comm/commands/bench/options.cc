@@ -145,8 +145,13 @@ std::optional<int> ParseOptions(int argc, char** argv, Options& options) {
                  argv[0]);
     return 2;
   }
-  if (options.across != "auto" && options.transport != "hierarchical") {
-    std::fprintf(stderr, "%s: --across is for --transport hierarchical\n", argv[0]);
+  if (options.across != "auto" &&
+      (options.transport != "hierarchical" || options.ranks_per_host == 1 ||
+       options.ranks_per_host >= options.ranks)) {
+    std::fprintf(stderr,
+                 "%s: --across is for --transport hierarchical with several hosts of several ranks "
+                 "(--ranks 4 --ranks-per-host 2)\n",
+                 argv[0]);
     return 2;
   }
   options.pin = !no_pin;
