@@ -2,6 +2,7 @@
 #include <cohort/comm/shm.h>
 
 #include <algorithm>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -50,20 +51,17 @@ Result<std::unique_ptr<Communicator>> MakeHost(int rank, int size, KeyValueStore
 }
 
 Status CheckAcross(const std::string& name, const CommunicatorOptions& options) {
-  std::string choices = "auto";
-  for (const Algorithm algorithm : AlgorithmsOf(OperationKind::kAllReduce)) {
-    if (options.deterministic && !KeepsOrder(algorithm)) {
-      continue;
-    }
-    if (name == AlgorithmName(algorithm)) {
-      return {};
-    }
-    choices += ", " + std::string(AlgorithmName(algorithm));
+  if (name == AlgorithmName(Algorithm::kAuto)) {
+    return {};
   }
-  return name == "auto" ? OkStatus()
-                        : InvalidArgument("no algorithm '" + name + "' across hosts" +
-                                          (options.deterministic ? " with deterministic" : "") +
-                                          " [choose one of " + choices + "]");
+  const std::span<const Algorithm> all = AlgorithmsOf(OperationKind::kAllReduce);
+  std::vector<Algorithm> sorted(all.begin(), all.end());
+  const auto refused = std::ranges::stable_partition(
+      sorted, [&](Algorithm algorithm) { return !options.deterministic || KeepsOrder(algorithm); });
+  return AlgorithmNamed(OperationKind::kAllReduce, name, {sorted.begin(), refused.begin()},
+                        {refused.begin(), refused.end()})
+      .status()
+      .Annotate("across hosts");
 }
 
 // The two communicators, and what is made of them. All ranks call.

@@ -128,10 +128,10 @@ class TcpTransport final : public Transport {
   Listener offered_;        // between Offer and Join
   bool forgotten_ = false;  // the communicator failed
   bool moved_ = false;      // something happened in this Progress
-  unsigned looks_ = 0;
-  bool drained_ = false;  // the last recv took all that there was
-  bool holds_ = false;    // something waits that may be sent in a moment
-  bool stop_ = false;     // the listener wants no more in this Progress
+  unsigned looks_ = 0;      // while spinning; each kLooksToAPoll-th is at everything
+  bool drained_ = false;    // the last recv took all that there was
+  bool holds_ = false;      // something waits that may be sent in a moment
+  bool stop_ = false;       // the listener wants no more in this Progress
 };
 
 }  // namespace tcp

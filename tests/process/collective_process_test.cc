@@ -260,10 +260,10 @@ TEST_P(WaitingProcesses, TakeNoCore) {
     pids.push_back(std::atoi(Contents(folder.path() + "/pid." + number).c_str()));
   }
   ASSERT_EQ(::kill(pids.back(), SIGSTOP), 0);
-  std::this_thread::sleep_for(milliseconds(100));  // what it has sent before is used
   constexpr milliseconds kWait{1000};
   bool little = false;
-  for (int attempt = 0; attempt < 5 && !little; ++attempt) {  // others may disturb it
+  // Others may disturb it, and at first what the stopped one has sent before is used.
+  for (int attempt = 0; attempt < 5 && !little; ++attempt) {
     std::vector<std::chrono::nanoseconds> before;
     for (int rank = 0; rank + 1 < ranks; ++rank) {
       before.push_back(ProcessorTimeOf(pids[static_cast<std::size_t>(rank)]));

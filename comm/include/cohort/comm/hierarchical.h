@@ -28,8 +28,7 @@ struct HierarchicalOptions {
 
 // Blocks until all `size` ranks have met. Each publishes its host in `store` as
 // `prefix/GENERATION/host/N`; who does not is named as by MakeTcpCommunicator. All on one host: the
-// host's communicator. Each on its own: TCP. InvalidArgument where `across` names nothing that is
-// there. Else a communicator over TCP that has one more
+// host's communicator. Each on its own: TCP. Else a communicator over TCP that has one more
 // algorithm of all-reduce, "hierarchical":
 //
 //   every host has equally many ranks   reduce-scatter inside the host, all-reduce of each slice
@@ -47,7 +46,8 @@ struct HierarchicalOptions {
 // Order: where every host has the same power of two of consecutive ranks the results are those of
 // the canonical order, as everywhere. Elsewhere they are the same bits in every run, but others
 // than those of the other algorithms; with CommunicatorOptions::deterministic the algorithm is then
-// refused, and "auto" does not take it.
+// refused, and "auto" does not take it. InvalidArgument where `across` names no algorithm, or one
+// that `deterministic` refuses.
 Result<std::unique_ptr<Communicator>> MakeHierarchicalCommunicator(
     int rank, int size, KeyValueStore& store, const std::string& prefix,
     const HierarchicalOptions& hierarchical = {}, const CommunicatorOptions& options = {});
