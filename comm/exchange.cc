@@ -278,6 +278,9 @@ bool Exchange::Settle() {
       Fail(status);
     }
   }
+  if (!active_ && !alone_.ok()) {
+    Fail(alone_);
+  }
   return Trouble().ok();
 }
 
@@ -292,7 +295,7 @@ Status Exchange::WaitUntil(const std::function<bool()>& done, Duration period) {
     const Deadline now = std::chrono::steady_clock::now();
     const Deadline leavers = CheckLeavers(now);
     COHORT_RETURN_IF_ERROR(failure_);
-    if (now >= deadline_) {
+    if (now >= deadline_ || !alone_.ok()) {
       return TimedOut(done);
     }
     const Deadline tell_at = TellNext(now);
@@ -396,37 +399,52 @@ Status Exchange::TimedOut(const std::function<bool()>& done) {
   const Deadline first = DeadlineAfter(grace);
   const Deadline second = first + grace;
   for (Deadline now = first - grace; now < second; now = std::chrono::steady_clock::now()) {
-    const bool all_spoke = AllAnswered();
-    if ((all_spoke || now >= first) && !Culprits().empty()) {
+    const bool over = AllAnswered() || now >= first;
+    if (over && (!alone_.ok() || (!HearsOfNone() && !Culprits().empty()))) {
       break;
     }
-    Step(all_spoke || now >= first ? second : first);
+    Step(over ? second : first);
     COHORT_RETURN_IF_ERROR(Trouble());
     if (done()) {
       return {};
     }
   }
   const std::string culprits = Culprits();
-  Fail(DeadlineExceeded(record_.Numbered() + " on " + Name(rank_) + " not done after " +
-                        Seconds(timeout) + ": " +
-                        (culprits.empty() ? "waiting for " + AwaitedNames() : culprits)));
+  if (!alone_.ok() && (Silent() == 0 || culprits.empty())) {
+    Fail(alone_);
+  } else {
+    const Duration waited = std::min(timeout, std::chrono::steady_clock::now() - started_);
+    Fail(DeadlineExceeded(record_.Numbered() + " on " + Name(rank_) + " not done after " +
+                          Seconds(waited) + ": " +
+                          (culprits.empty() ? "waiting for " + AwaitedNames() : culprits)),
+         HearsOfNone());
+  }
   return failure_;
 }
 
+int Exchange::Silent() const {
+  int silent = 0;
+  for (int p = 0; p < size_; ++p) {
+    silent += p != rank_ && peer(p).presence == Presence::kHere && !peer(p).heard_stalled ? 1 : 0;
+  }
+  return silent;
+}
+
+bool Exchange::HearsOfNone() const { return size_ > 2 && Silent() == size_ - 1; }
+
 std::string Exchange::Culprits() const {
+  if (HearsOfNone()) {
+    return Name(rank_) + " hears of no other rank [its own network, or all others, may be down]";
+  }
   std::string certain;
   std::string behind;
   const auto name = [&](std::string& text, int p, const std::string& fault) {
     text += (text.empty() ? "" : ", ") + Name(p) + fault;
   };
-  int silent = 0;
   for (int p = 0; p < size_; ++p) {
     const Peer& other = peer(p);
     if (p == rank_ || other.presence != Presence::kHere) {  // see CheckLeavers
       continue;
-    }
-    if (!other.heard_stalled) {
-      ++silent;
     }
     if (record_.point_to_point() && p != record_.root) {
       continue;
@@ -446,9 +464,6 @@ std::string Exchange::Culprits() const {
                doubt && doubt->certain) {
       name(certain, p, " answers, but " + doubt->what);
     }
-  }
-  if (silent == size_ - 1 && silent > 1) {
-    return Name(rank_) + " hears of no other rank [its own network, or all others, may be down]";
   }
   return certain.empty() ? behind : certain;  // who is behind may wait for one of those
 }
