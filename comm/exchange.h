@@ -16,12 +16,8 @@
 //   deadline            DeadlineExceeded. Ranks whose operation reached its deadline say so to all
 //                       others, wait a little for their signs of life, and name those that gave
 //                       none or are in an earlier operation: not merely the neighbour waited for.
-//                       Who has nobody to name, or hears of nobody, waits as long again for the
-//                       word of one who can
-//   told by a peer      the peer's status, passed on to all. Of a peer that hears of nobody the
-//                       others find out among themselves first whether one of them is silent: MPI's
-//                       queues in shared memory let nothing pass a process that stopped as it put
-//                       something in
+//                       Who has nobody to name waits as long again for the word of one who has
+//   told by a peer      the peer's status, passed on to all
 //
 // Giving up an operation. Every collective is made so that no rank ends it well before all have
 // entered the same one, so where two ranks differ, all can give it up. A rank that finds the
@@ -124,7 +120,7 @@ class Exchange final : private TransportListener {
 
   // Between operations: hears what peers say, until Wake or `until`.
   void Idle(Deadline until);
-  void Fail(const Status& status, bool alone = false);  // alone: of a rank that hears of nobody
+  void Fail(const Status& status);
   const Status& failure() const { return failure_; }
   std::uint64_t told() const { return told_.load(std::memory_order_relaxed); }  // from any thread
   // No failure, none to be dealt with.
@@ -174,8 +170,6 @@ class Exchange final : private TransportListener {
   bool Awaited(int peer) const;
   std::string AwaitedNames() const;
   Status TimedOut(const std::function<bool()>& done);
-  int Silent() const;            // how many of the others have given no sign of life
-  bool HearsOfNone() const;      // of at least two others
   std::string Culprits() const;  // empty: nobody is known to be
   std::string Where() const;     // "during AllReduce ..." or "while idle after ..."
   // Becomes the failure after the current step, unless one is noted.
@@ -183,7 +177,6 @@ class Exchange final : private TransportListener {
   void NoteMismatch(Status status);  // ends the operation under way instead
   bool Settle();                     // deals with what is noted; false: the operation is over
   void Reject(const Status& status);
-  bool OnAbort(int from, Bytes body);
   bool OnReject(int from, Bytes body);
   bool OnJoin(int from, Bytes body);
   bool AllJoined() const;
@@ -222,7 +215,6 @@ class Exchange final : private TransportListener {
   std::string awaited_elsewhere_;                      // what Poll waits for
   const std::function<bool(int)>* arrived_ = nullptr;  // what AwaitPeers waits for
   Status failure_;
-  Status alone_;  // the failure of a peer that hears of nobody
   Status noted_;
   bool noted_mismatch_ = false;
   Status rejected_;                  // why the operation under way was given up

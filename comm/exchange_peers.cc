@@ -16,11 +16,11 @@ struct RejectHead {
   std::uint64_t joins = 0;  // of its record
 };
 
-// The code, then the text. An abort frame has a byte before it: whether its rank hears of nobody.
+// An abort frame: the code, then the text.
 std::vector<std::byte> EncodeStatus(const Status& status) {
   const auto code = static_cast<std::int32_t>(status.code());
   const std::size_t length =
-      std::min(status.message().size(), Transport::kMaxControlBytes - sizeof(code) - 1);
+      std::min(status.message().size(), Transport::kMaxControlBytes - sizeof(code));
   std::vector<std::byte> body(sizeof(code) + length);
   std::memcpy(body.data(), &code, sizeof(code));
   std::memcpy(body.data() + sizeof(code), status.message().data(), length);
@@ -74,7 +74,8 @@ bool Exchange::OnControl(int from, FrameKind kind, Bytes body) {
       return true;
     }
     case FrameKind::kAbort:
-      return OnAbort(from, body);
+      Note(DecodeStatus(body));
+      return false;
     case FrameKind::kReject:
       return OnReject(from, body);
     case FrameKind::kJoin:
@@ -211,20 +212,6 @@ void Exchange::Reject(const Status& status) {
   }
 }
 
-bool Exchange::OnAbort(int from, Bytes body) {
-  if (body.empty()) {
-    Note(Internal(Name(from) + " sent an empty abort " + Where()));
-  } else if (Status why = DecodeStatus(body.subspan(1)); body[0] != std::byte(0) && size_ > 2) {
-    peer(from).presence = Presence::kLost;
-    if (alone_.ok()) {
-      alone_ = std::move(why);
-    }
-  } else {
-    Note(std::move(why));
-  }
-  return false;
-}
-
 // A peer has given up an operation. It comes twice from each: see Transport::Control.
 bool Exchange::OnReject(int from, Bytes body) {
   RejectHead head;
@@ -251,7 +238,7 @@ bool Exchange::OnReject(int from, Bytes body) {
   return false;
 }
 
-void Exchange::Fail(const Status& status, bool alone) {
+void Exchange::Fail(const Status& status) {
   if (!failure_.ok()) {
     return;
   }
@@ -259,8 +246,7 @@ void Exchange::Fail(const Status& status, bool alone) {
   noted_ = Status();
   noted_mismatch_ = false;
   transport_->Forget();
-  std::vector<std::byte> body = EncodeStatus(status);
-  body.insert(body.begin(), std::byte(alone ? 1 : 0));
+  const std::vector<std::byte> body = EncodeStatus(status);
   for (int p = 0; p < size_; ++p) {
     if (p != rank_ && peer(p).presence == Presence::kHere) {
       Tell(p, FrameKind::kAbort, body);

@@ -2,7 +2,7 @@
 // lost are missed by nobody: what they were doing is done by another. Where a server is lost and
 // started again, or with a folder the whole job, it goes on from the last save.
 //
-//   cohort launch -n 2 --ps 1 --chief -- coordinator [FOLDER]
+//   cohort launch -n 2 --ps 1 --chief -- coordinator [FOLDER [PIECES]]
 
 #include <cohort/cohort.h>
 #include <cohort/data/digits.h>
@@ -19,20 +19,19 @@ namespace {
 
 using namespace cohort;
 
-constexpr std::int64_t kPieces = 20;
 constexpr std::int64_t kExamples = 640;  // of each piece, in ten steps
 
 // The chief's part: what is to be done, in which order; not by whom. Where it saves, it stores how
 // many pieces were done.
-void Schedule(Strategy& strategy, CheckpointManager* saves) {
+void Schedule(Strategy& strategy, std::int64_t pieces, CheckpointManager* saves) {
   const auto restored = saves != nullptr ? OrThrow(saves->Restore()) : std::nullopt;
   const std::int64_t first = restored.has_value() ? std::stoll(*restored) : 0;
   std::printf("%lld of %lld pieces were done before\n", static_cast<long long>(first),
-              static_cast<long long>(kPieces));
+              static_cast<long long>(pieces));
   const auto coordinator = OrThrow(Coordinator::Create(strategy));
   const Deadline deadline = DeadlineAfter(std::chrono::minutes(5));
   std::vector<RemoteValue> losses;
-  for (std::int64_t piece = first; piece < kPieces; ++piece) {
+  for (std::int64_t piece = first; piece < pieces; ++piece) {
     losses.push_back(OrThrow(coordinator->Schedule("train", std::to_string(piece))));
   }
   const auto done = [&](std::int64_t calls) { return std::to_string(first + calls); };
@@ -47,7 +46,7 @@ void Schedule(Strategy& strategy, CheckpointManager* saves) {
   OrThrow(coordinator->Join(deadline));
 }
 
-void Run(const std::string& folder) {
+void Run(const std::string& folder, std::int64_t pieces) {
   const auto strategy = OrThrow(Strategy::FromEnv("parameter_server", {.log = StderrLog("")}));
   ParameterSet parameters;
   const nn::Dense hidden(parameters, "hidden", 784, 128, {.activation = Activation::kRelu});
@@ -69,7 +68,7 @@ void Run(const std::string& folder) {
   };
 
   // The workers' part. Its argument says which piece; the data a worker finds itself.
-  const auto digits = data::GeneratedDigits({.count = kPieces * kExamples}).Shuffle(1).Batch(64);
+  const auto digits = data::GeneratedDigits({.count = pieces * kExamples}).Shuffle(1).Batch(64);
   Functions functions;
   functions.Add("train", [&](const std::string& piece) -> Result<std::string> {
     std::fprintf(stderr, "piece %s\n", piece.c_str());
@@ -89,7 +88,7 @@ void Run(const std::string& folder) {
                     CheckpointManagerOptions{.folder = folder, .log = StderrLog("")});
     }
     if (strategy->is_chief()) {
-      Schedule(*strategy, saves.has_value() ? &*saves : nullptr);
+      Schedule(*strategy, pieces, saves.has_value() ? &*saves : nullptr);
     } else if (strategy->trains()) {
       OrThrow(ServeFunctions(*strategy, functions));
     }
@@ -106,7 +105,7 @@ void Run(const std::string& folder) {
 
 int main(int argc, char** argv) {
   try {
-    Run(argc > 1 ? argv[1] : "");
+    Run(argc > 1 ? argv[1] : "", argc > 2 ? std::stoll(argv[2]) : 20);
     return 0;
   } catch (const StatusError& error) {
     std::fprintf(stderr, "coordinator: %s\n", error.what());

@@ -19,6 +19,8 @@ using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 using ::testing::Not;
 
+constexpr std::chrono::milliseconds kPatience{30'000};  // for what comes before that under test
+
 TEST_P(CommunicatorFailureConformance, WhatAJoinedRankCannotTakePartInIsRefusedToTheCallers) {
   Run([](Communicator& comm) -> Status {
     if (comm.rank() > 0) {
@@ -330,7 +332,7 @@ TEST_P(CommunicatorFailureConformance, AbsentRankIsNamedAtTheDeadline) {
                  {"AllReduce 'fc1' float32[1000] #2 (generation 1)",
                   "rank " + absent + " (worker:" + absent + ")"},
                  [&](Communicator& comm) {
-                   COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+                   COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier({.timeout = kPatience})));
                    std::vector<float> values(1000);
                    if (comm.rank() == size() - 1) {
                      // Hears of it without calling anything.
@@ -352,14 +354,14 @@ TEST_P(CommunicatorFailureConformance, AbsentRankIsNamedInOtherCollectives) {
     return;  // each takes a deadline; more ranks make no difference that all-reduces do not show
   }
   CommunicatorOptions options = this->options();
-  options.timeout = std::chrono::milliseconds(300);
+  options.timeout = std::chrono::milliseconds(600);
   const std::string absent = std::to_string(size() - 1);
   const auto check = [&](const std::string& operation, const auto& call) {
     RunAndExpect(
         options, StatusCode::kDeadlineExceeded,
         {operation + " #2 (generation 1)", "rank " + absent + " (worker:" + absent + ")"},
         [&](Communicator& comm) {
-          COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+          COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier({.timeout = kPatience})));
           if (comm.rank() == size() - 1) {
             return Failure(comm);  // hears of it without calling anything
           }
@@ -388,7 +390,7 @@ TEST_P(CommunicatorFailureConformance, AbsentRankIsNamedInOtherCollectives) {
   RunAndExpect(options, StatusCode::kDeadlineExceeded,
                {"Split #2 (generation 1)", "rank " + absent + " (worker:" + absent + ")"},
                [&](Communicator& comm) {
-                 COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier()));
+                 COHORT_RETURN_IF_ERROR(WaitFor(comm.Barrier({.timeout = kPatience})));
                  return comm.rank() == size() - 1 ? Failure(comm) : comm.Split(0, 0).status();
                });
 }

@@ -462,7 +462,7 @@ pid_t PidOfTask(pid_t launcher, const std::string& type, int index) {
 
 // Whoever is lost, the job goes on from its last save, and comes to the same bits.
 TEST(Examples, WorkersInStepAreStartedAgainAndEndAsIfNobodyHadBeenLost) {
-  const std::vector<std::string> flags = {"--people", "4000", "--epochs", "6"};
+  const std::vector<std::string> flags = {"--people", "4000", "--epochs", "30"};
   const std::vector<std::string> servers = Launch({"-n", "2", "--ps", "2"});
   const nlohmann::json undisturbed = Metrics("wide_and_deep", servers, InStep(flags));
   for (const auto& [type, index] : {std::pair("ps", 1), std::pair("worker", 0)}) {
@@ -475,7 +475,7 @@ TEST(Examples, WorkersInStepAreStartedAgainAndEndAsIfNobodyHadBeenLost) {
     argv.insert(argv.end(), {"--checkpoint-dir", dir / "saves", "--metrics-json", dir / "json"});
     ProcessCluster cluster;
     cluster.Start("launch", argv, {{"OMP_NUM_THREADS", "1"}});
-    ASSERT_TRUE(cluster.WaitForOutput("launch", "epoch 2/6", std::chrono::minutes(1)))
+    ASSERT_TRUE(cluster.WaitForOutput("launch", "epoch 2/", std::chrono::minutes(1)))
         << cluster.Logs();
     const pid_t lost = PidOfTask(cluster.pid("launch"), type, index);
     ASSERT_GT(lost, 0) << type;
@@ -493,7 +493,7 @@ TEST(Examples, WorkersInStepAreStartedAgainAndEndAsIfNobodyHadBeenLost) {
 
 // A server, or a worker, alone: the others go on as they are.
 TEST(Examples, WorkersInStepGoBackWhenOneIsStartedAgainAndEndAsIfItHadNotBeenLost) {
-  const std::vector<std::string> flags = {"--people", "8000", "--epochs", "6"};
+  const std::vector<std::string> flags = {"--people", "8000", "--epochs", "20"};
   const nlohmann::json undisturbed =
       Metrics("wide_and_deep", Launch({"-n", "2", "--ps", "2"}), InStep(flags));
   for (const char* const type : {"ps", "worker"}) {
@@ -506,7 +506,7 @@ TEST(Examples, WorkersInStepGoBackWhenOneIsStartedAgainAndEndAsIfItHadNotBeenLos
     argv.insert(argv.end(), {"--checkpoint-dir", dir / "saves", "--metrics-json", dir / "json"});
     ProcessCluster cluster;
     cluster.Start("launch", argv, {{"OMP_NUM_THREADS", "1"}});
-    ASSERT_TRUE(cluster.WaitForOutput("launch", "epoch 2/6", std::chrono::minutes(1)))
+    ASSERT_TRUE(cluster.WaitForOutput("launch", "epoch 2/", std::chrono::minutes(1)))
         << cluster.Logs();
     const pid_t lost = PidOfTask(cluster.pid("launch"), type, 1);
     ASSERT_GT(lost, 0) << type;
@@ -530,9 +530,12 @@ TEST(Examples, Coordinator) {
   EXPECT_LT(LastNumber(output, R"(piece 19: loss ([0-9.]+))"), 1.0);
 }
 
+// So many pieces that the job is not over when something is lost in it.
+std::vector<std::string> LongCoordination() { return {Bin("coordinator"), "", "200"}; }
+
 TEST(Examples, CoordinatorOutlivesAWorker) {
   ProcessCluster cluster;
-  cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 1}}, {Bin("coordinator")},
+  cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 1}}, LongCoordination(),
                      {{"OMP_NUM_THREADS", "1"}});
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "piece ", std::chrono::minutes(1)));
   ASSERT_TRUE(cluster.Signal("worker:1", SIGKILL));
@@ -541,44 +544,44 @@ TEST(Examples, CoordinatorOutlivesAWorker) {
   }
   EXPECT_EQ(cluster.Wait("worker:1", std::chrono::seconds(5)), 128 + SIGKILL);
   EXPECT_NE(cluster.Stderr("chief:0").find("goes on without worker:1"), std::string::npos);
-  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 1.0);
-  EXPECT_GT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 0);
+  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 199: loss ([0-9.]+))"), 1.0);
+  EXPECT_GT(LastNumber(cluster.Stdout("chief:0"), R"(piece 199: loss ([0-9.]+))"), 0);
 }
 
 TEST(Examples, CoordinatorWaitsForAWorkerToComeBack) {
   ProcessCluster cluster;
   const std::string spec = cluster.StartTasks({{"chief", 1}, {"worker", 1}, {"ps", 1}},
-                                              {Bin("coordinator")}, {{"OMP_NUM_THREADS", "1"}});
+                                              LongCoordination(), {{"OMP_NUM_THREADS", "1"}});
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "piece ", std::chrono::minutes(1)));
   ASSERT_TRUE(cluster.Signal("worker:0", SIGKILL));
   ASSERT_TRUE(
       cluster.WaitForOutput("chief:0", "goes on without worker:0", std::chrono::minutes(1)));
   cluster.Start(
-      "again", {Bin("coordinator")},
+      "again", LongCoordination(),
       {{"OMP_NUM_THREADS", "1"},
        {"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"worker","index":0}})"}});
   for (const char* name : {"chief:0", "again", "ps:0"}) {
     EXPECT_EQ(cluster.Wait(name, std::chrono::minutes(1)), 0) << name;
   }
-  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 1.0);
-  EXPECT_GT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 0);
+  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 199: loss ([0-9.]+))"), 1.0);
+  EXPECT_GT(LastNumber(cluster.Stdout("chief:0"), R"(piece 199: loss ([0-9.]+))"), 0);
 }
 
 TEST(Examples, CoordinatorGoesBackWhereAServerIsLost) {
   ProcessCluster cluster;
   const std::string spec = cluster.StartTasks({{"chief", 1}, {"worker", 2}, {"ps", 1}},
-                                              {Bin("coordinator")}, {{"OMP_NUM_THREADS", "1"}});
+                                              LongCoordination(), {{"OMP_NUM_THREADS", "1"}});
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "piece ", std::chrono::minutes(1)));
   ASSERT_TRUE(cluster.Signal("ps:0", SIGKILL));
   EXPECT_EQ(cluster.Wait("ps:0", std::chrono::seconds(5)), 128 + SIGKILL);
-  cluster.Start("again", {Bin("coordinator")},
+  cluster.Start("again", LongCoordination(),
                 {{"OMP_NUM_THREADS", "1"},
                  {"TF_CONFIG", R"({"cluster":)" + spec + R"(,"task":{"type":"ps","index":0}})"}});
   for (const char* name : {"chief:0", "worker:0", "worker:1", "again"}) {
     EXPECT_EQ(cluster.Wait(name, std::chrono::minutes(1)), 0) << name;
   }
   EXPECT_NE(cluster.Stderr("chief:0").find("rolled back"), std::string::npos);
-  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 19: loss ([0-9.]+))"), 1.0);
+  EXPECT_LT(LastNumber(cluster.Stdout("chief:0"), R"(piece 199: loss ([0-9.]+))"), 1.0);
 }
 
 // A job that is started again goes on from its save, here of all that there is to do.

@@ -186,8 +186,9 @@ TEST_P(ParameterServerStop, SavesWhatWasTrainedAndResumes) {
   ProcessCluster cluster;
   cluster.StartTasks(tasks, program);
   ASSERT_TRUE(cluster.WaitForOutput(chief, "epoch", seconds(60))) << cluster.Logs();
-  for (const std::string& task : GetParam().told) {
-    ASSERT_TRUE(cluster.Signal(task, SIGTERM)) << cluster.Logs();
+  ASSERT_TRUE(cluster.Signal(GetParam().told.front(), SIGTERM)) << cluster.Logs();
+  for (std::size_t i = 1; i < GetParam().told.size(); ++i) {
+    cluster.Signal(GetParam().told[i], SIGTERM);  // it may have heard, and ended
   }
   for (const auto& [task, code] : cluster.WaitAll(seconds(60))) {
     EXPECT_EQ(code, task.starts_with("ps") ? 0 : 143) << task << "\n" << cluster.Logs();

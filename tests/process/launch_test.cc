@@ -256,8 +256,7 @@ TEST_F(LaunchTest, WhatATaskLeavesBehindIsEndedWithTheJob) {
 }
 
 TEST_F(LaunchTest, ServersEndWhenTheWorkersHave) {
-  Start({"-n", "2", "--ps", "2", "--grace", "0.2"},
-        "is ps 0 && forever; is ps 1 && forever; exit 0");
+  Start({"-n", "2", "--ps", "2", "--grace", "2"}, "is ps 0 && forever; is ps 1 && forever; exit 0");
   EXPECT_EQ(Wait(), 0);
   EXPECT_EQ(Err(), "");
 }

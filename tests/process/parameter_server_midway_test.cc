@@ -65,8 +65,8 @@ class LostWhileABucketMoves : public ::testing::TestWithParam<Moving> {};
 TEST_P(LostWhileABucketMoves, TheJobBeginsAnewAndCountsEachExample) {
   const Moving& of = GetParam();
   Job job(Arguments("async", 2, Settings({"--balance-ms", "20"})), /*gate_at=*/150, kJob,
-          {.proxied = true});
-  job.proxy().HoldCall("chief:0", of.to, of.call);
+          {.proxied = true,
+           .network = [&](TcpProxy& proxy) { proxy.HoldCall("chief:0", of.to, of.call); }});
   ASSERT_TRUE(AwaitHeld(job)) << "no bucket moves";
   // The chief goes on to nothing else.
   const std::string moves = " moves to ";
@@ -142,10 +142,12 @@ TEST_P(LostWhileTheJobIsSaved, TheSaveBeforeCounts) {
   const Saving& of = GetParam();
   const TempDir folder;
   Job job(Arguments("async", 2, Settings({"--folder", folder.path(), "--save-steps", "10"})),
-          /*gate_at=*/150, kJob, {.proxied = true});
-  if (of.rows) {
-    job.proxy().HoldCall("chief:0", of.read, kDump);
-  } else {
+          /*gate_at=*/150, kJob, {.proxied = true, .network = [&](TcpProxy& proxy) {
+                                    if (of.rows) {
+                                      proxy.HoldCall("chief:0", of.read, kDump);
+                                    }
+                                  }});
+  if (!of.rows) {
     ASSERT_TRUE(Job::WaitForSave(folder.path(), /*whole=*/true));
     job.proxy().Hold("chief:0", of.read, Frame::kPull);  // the chief reads values for saves only
   }
@@ -229,8 +231,9 @@ class ChiefLostInAFlip : public ChiefLostMidway {};
 // One server keeps what it has for the save, and the other one does not know of it.
 TEST_P(ChiefLostInAFlip, WhenOneServerKeepsWhatItHas) {
   const TempDir folder;
-  Job job(ArgumentsOf(folder, StepMs()), /*gate_at=*/150, kJob, {.proxied = true});
-  job.proxy().HoldCall("chief:0", "ps:1", kFreeze);
+  Job job(ArgumentsOf(folder, StepMs()), /*gate_at=*/150, kJob,
+          {.proxied = true,
+           .network = [](TcpProxy& proxy) { proxy.HoldCall("chief:0", "ps:1", kFreeze); }});
   ASSERT_TRUE(AwaitHeld(job)) << "there is no cut";
   ExpectSuccess(job);
 }

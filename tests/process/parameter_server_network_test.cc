@@ -208,7 +208,7 @@ class BadNetwork : public ::testing::TestWithParam<const char*> {};
 
 TEST_P(BadNetwork, DoesNotShowInTheResult) {
   const std::string consistency = GetParam();
-  Job job(Arguments(consistency, 1, {"--step-ms", "1"}), /*gate_at=*/0, kJob, {.proxied = true});
+  Job job(Arguments(consistency, 1, {"--step-ms", "5"}), /*gate_at=*/0, kJob, {.proxied = true});
   for (const char* worker : {"worker:0", "worker:1"}) {
     ASSERT_TRUE(job.cluster.WaitForOutput(worker, "step 11 ", kPatience));
     job.proxy().Duplicate(worker, "*");

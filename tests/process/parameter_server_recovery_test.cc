@@ -66,8 +66,8 @@ class LostServer : public ::testing::TestWithParam<std::string> {};
 
 // The workers are in a later epoch than the one that they go back to.
 TEST_P(LostServer, IsReplacedAndTheJobBeginsAnewWhereItHasNoSave) {
-  Job job(Arguments(GetParam(), 3, kEven), /*gate_at=*/260);
-  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 251 ", kPatience));
+  Job job(Arguments(GetParam(), 3, kEven), /*gate_at=*/210);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 201 ", kPatience));
   job.Kill("ps:1");
   job.Replace(1, "again");
   ASSERT_TRUE(job.cluster.WaitForOutput("chief:0", "to step 0; the job goes on", kPatience));
@@ -280,7 +280,7 @@ TEST(ParameterServerRecoveryTest, WithoutAChiefWorkerZeroBringsTheJobBack) {
 }
 
 TEST(ParameterServerRecoveryTest, AServerThatComesBackWhenItWasGivenUpDoesNotServeAgain) {
-  Job job(Arguments("async", 3, {"--heartbeat-ms", "1500"}), /*gate_at=*/150);
+  Job job(Arguments("async", 3, {"--heartbeat-ms", "3000"}), /*gate_at=*/150);
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
   job.cluster.Signal("ps:0", SIGSTOP);
   ASSERT_TRUE(
@@ -296,7 +296,7 @@ TEST(ParameterServerRecoveryTest, AServerThatComesBackWhenItWasGivenUpDoesNotSer
 
 // It has the values and the connections that it had; its address is its successor's.
 TEST(ParameterServerRecoveryTest, AServerThatComesBackAfterItWasReplacedHasNoEffect) {
-  Job job(Arguments("async", 3, {"--heartbeat-ms", "1500"}), /*gate_at=*/150);
+  Job job(Arguments("async", 3, {"--heartbeat-ms", "3000"}), /*gate_at=*/150);
   ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 31 ", kPatience));
   job.cluster.Signal("ps:0", SIGSTOP);
   ASSERT_TRUE(
@@ -598,8 +598,8 @@ TEST(ParameterServerRecoveryTest, AChiefIsLostBeforeTheFirstSave) {
   const TempDir folder;
   Job job(
       Arguments("async", 3, {"--folder", folder.path(), "--save-epochs", "9", "--step-ms", "1"}),
-      /*gate_at=*/260);
-  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 251 ", kPatience));
+      /*gate_at=*/210);
+  ASSERT_TRUE(job.cluster.WaitForOutput("worker:0", "step 201 ", kPatience));
   job.Kill("chief:0");
   job.ReplaceChief("second");
   ASSERT_TRUE(job.cluster.WaitForOutput("second", "joined, ", kPatience));

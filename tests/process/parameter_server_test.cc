@@ -158,7 +158,7 @@ TEST(StartPolicyProcessTest, AQuorumOfMoreWorkersThanThereAreIsRefused) {
 
 TEST(ParameterServerProcessTest, TheJobGoesOnWithoutAKilledWorkerAndSeesEveryExample) {
   ProcessCluster cluster;
-  cluster.StartTasks(kJob, Program({"--hold-at", "5", "--hold", "worker:1"}));
+  cluster.StartTasks(kJob, Program({"--step-ms", "5", "--hold-at", "5", "--hold", "worker:1"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
   cluster.Signal("worker:1", SIGKILL);
   ExpectAllCodes(cluster, 0, kPatience, {"worker:1"});
@@ -246,8 +246,8 @@ TEST(ParameterServerProcessTest, ARoundWithoutAKilledWorkerIsCutAnewAndStaysExac
 
 TEST(ParameterServerProcessTest, UnderBoundedStalenessOthersWaitForAStoppedWorkerUntilItIsLost) {
   ProcessCluster cluster;
-  cluster.StartTasks(kJob, Program({"--consistency", "ssp:2", "--hold-at", "5", "--hold",
-                                    "worker:1", "--epochs", "2"}));
+  cluster.StartTasks(kJob, Program({"--consistency", "ssp:2", "--step-ms", "5", "--hold-at", "5",
+                                    "--hold", "worker:1", "--epochs", "2"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "holding", kPatience));
   std::this_thread::sleep_for(500ms);
   const std::string before = cluster.Stdout("worker:0");
@@ -263,7 +263,8 @@ TEST(ParameterServerProcessTest, UnderBoundedStalenessOthersWaitForAStoppedWorke
 TEST(ParameterServerProcessTest, ABackupWorkerMayHangAndRoundsGoOn) {
   ProcessCluster cluster;
   cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
-                     Program({"--consistency", "sync:1", "--hold-at", "5", "--hold", "worker:2"}));
+                     Program({"--consistency", "sync:1", "--step-ms", "5", "--hold-at", "5",
+                              "--hold", "worker:2"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:2", "holding", kPatience));
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "trained", kPatience));
@@ -281,8 +282,8 @@ class HangingWorker : public ::testing::TestWithParam<std::string> {};
 TEST_P(HangingWorker, IsGivenUpAndItsWorkIsDoneByOthers) {
   ProcessCluster cluster;
   cluster.StartTasks({{"chief", 1}, {"worker", 3}, {"ps", 2}},
-                     Program({"--consistency", GetParam(), "--collective-ms", "3000", "--hold-at",
-                              "5", "--hold", "worker:2"}));
+                     Program({"--consistency", GetParam(), "--collective-ms", "3000", "--step-ms",
+                              "5", "--hold-at", "5", "--hold", "worker:2"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:2", "holding", kPatience));
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "trained", kPatience));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "trained", kPatience));
@@ -302,7 +303,7 @@ TEST(ParameterServerProcessTest, ASaveDoesNotWaitForAWorkerThatHangs) {
   const TempDir folder;
   ProcessCluster cluster;
   cluster.StartTasks(
-      kJob, Program({"--folder", folder.path(), "--save-steps", "80", "--heartbeat-ms", "1500",
+      kJob, Program({"--folder", folder.path(), "--save-steps", "80", "--heartbeat-ms", "3000",
                      "--step-ms", "5", "--hold-at", "5", "--hold", "worker:1"}));
   // All but what the other one holds, through two saves that were due.
   ASSERT_TRUE(cluster.WaitForOutput("worker:0", "step 181 begins", kPatience));
@@ -378,7 +379,7 @@ TEST(ParameterServerProcessTest, ABackupWorkersRowsAreDroppedAsItsGradientsAre) 
 
 TEST(ParameterServerProcessTest, AWorkerThatComesBackFromALongPauseHasNoEffect) {
   ProcessCluster cluster;
-  cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "1500", "--consistency",
+  cluster.StartTasks(kJob, Program({"--epochs", "4", "--heartbeat-ms", "3000", "--consistency",
                                     "sync", "--step-ms", "1"}));
   ASSERT_TRUE(cluster.WaitForOutput("worker:1", "step 11 ", kPatience));
   cluster.Signal("worker:1", SIGSTOP);

@@ -36,6 +36,9 @@ Job::Job(const std::vector<std::string>& arguments, int gate_at, const Tasks& ta
     }
   }
   cluster_json_ = cluster.StartTasks(tasks, argv_, {}, /*absent=*/names);
+  if (settings_.network) {
+    settings_.network(*proxy_);
+  }
   for (const std::string& name : names) {
     if (std::ranges::find(settings_.absent, name) == settings_.absent.end()) {
       StartTask(name);

@@ -38,6 +38,7 @@ struct JobSettings {
   std::map<std::string, Variables> of_task;  // environments, of those that have one of their own
   std::vector<std::string> absent;           // tasks that Start starts, or nobody
   std::string program = "ps_program";        // which takes --gate and --gate-at
+  std::function<void(TcpProxy&)> network;    // what is asked of it before any task starts
 };
 
 class Job {

@@ -110,7 +110,7 @@ TEST_F(RegroupProcesses, SurvivorsOfAKillGoOnAndTakeTheRestartedTaskBack) {
 }
 
 TEST_F(RegroupProcesses, AStoppedTaskIsLeftBehindAndComesBackInTheSameProcess) {
-  StartAll(/*timeout_ms=*/1000);
+  StartAll(/*timeout_ms=*/3000);
   ASSERT_TRUE(cluster_.Signal(Name(2), SIGSTOP));
   ExpectGeneration(3, 2, 3, {"worker:0", "worker:1"});
   EXPECT_THAT(cluster_.Stdout(Name(0)), HasSubstr("rank 2 (worker:2) gives no sign of life"));

@@ -195,7 +195,8 @@ TEST(MultiWorkerMirrored, AWorkerThatStandsStillEndsTheOthers) {
   ASSERT_TRUE(cluster.Wait("worker:1", kEnd).has_value()) << cluster.Logs();
   cluster.Signal("worker:2", SIGKILL);
   ExpectEnded(cluster, "worker:2", kPeerLost, "worker:2");
-  EXPECT_THAT(cluster.Stderr("worker:0"), HasSubstr("sent no heartbeat for 3."));
+  EXPECT_THAT(cluster.Stderr("worker:0"),
+              ::testing::ContainsRegex("sent no heartbeat for [3-9]\\.[0-9]"));
   EXPECT_THAT(cluster.Stderr("worker:0"),
               ::testing::ContainsRegex("it last entered (All|Broadcast).* #[0-9]+"));
 }

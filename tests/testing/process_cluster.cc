@@ -1,8 +1,10 @@
 #include "testing/process_cluster.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -29,6 +31,17 @@ namespace {
 
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
+
+bool CanBind(int port) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const bool can = ::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
+  ::close(fd);
+  return can;
+}
 
 // The kernel has no way to wait for "this process ended or that file grew" at once, so waits look
 // again and again.
@@ -287,6 +300,20 @@ std::string ProcessCluster::Logs() const {
   return result;
 }
 
-std::vector<int> UnusedPorts(int count) { return OrThrow(PortReservation::Make(count)).ports(); }
+std::vector<int> UnusedPorts(int count) {
+  constexpr int kBlock = 64;
+  constexpr int kBlocks = 270;  // up to where the kernel's own begin
+  static int next = 0;
+  const int block = 15'000 + ::getpid() % kBlocks * kBlock;
+  std::vector<int> ports;
+  for (int tries = 0; tries < kBlock && static_cast<int>(ports.size()) < count; ++tries) {
+    const int port = block + next++ % kBlock;
+    if (CanBind(port)) {
+      ports.push_back(port);
+    }
+  }
+  return static_cast<int>(ports.size()) == count ? ports
+                                                 : OrThrow(PortReservation::Make(count)).ports();
+}
 
 }  // namespace cohort::testing

@@ -87,8 +87,9 @@ class ProcessCluster {
   std::vector<Process> processes_;
 };
 
-// Distinct TCP ports that nothing listens on at this moment. Another process may take one before it
-// is used: prefer port 0 wherever the address can be published.
+// Distinct TCP ports that nothing listens on at this moment, of a block that is this process's:
+// tests that run beside it take others. A stranger may take one before it is used: prefer port 0
+// wherever the address can be published.
 std::vector<int> UnusedPorts(int count);
 
 }  // namespace cohort::testing

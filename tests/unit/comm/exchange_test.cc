@@ -6,17 +6,12 @@
 #include <barrier>
 #include <chrono>
 #include <functional>
-#include <memory>
 #include <mutex>
-#include <span>
 #include <sstream>
 #include <string>
 #include <thread>
-#include <utility>
-#include <vector>
 
 #include "testing/run_ranks.h"
-#include "threads_group.h"
 
 namespace cohort {
 namespace {
@@ -151,7 +146,7 @@ TEST(Exchange, WhoWaitsForLessThanTheWarningSaysNothing) {
 // In a ring everyone waits for the neighbour; the one who never came is not everyone's neighbour.
 TEST(Exchange, TheAbsentRankIsBlamedNotTheNeighbour) {
   CommunicatorOptions options;
-  options.timeout = std::chrono::milliseconds(200);
+  options.timeout = std::chrono::milliseconds(2000);
   auto communicators = MakeLocalCommunicators(5, options);
   const std::vector<Status> statuses = testing::RunRanks(5, [&](int rank) -> Status {
     Communicator& comm = *communicators[static_cast<std::size_t>(rank)];
@@ -171,87 +166,6 @@ TEST(Exchange, TheAbsentRankIsBlamedNotTheNeighbour) {
     EXPECT_THAT(status.message(),
                 AllOf(HasSubstr("rank 3 has not entered it, nor any operation before"),
                       Not(HasSubstr("rank 2 has")), Not(HasSubstr("rank 4 has"))));
-  }
-}
-
-// Hears nothing that others say.
-class Deaf final : public testing::ThreadsTransport, private TransportListener {
- public:
-  using ThreadsTransport::ThreadsTransport;
-  void Attach(TransportListener* listener) override {
-    listener_ = listener;
-    ThreadsTransport::Attach(this);
-  }
-
- private:
-  bool OnControl(int /*peer*/, FrameKind /*kind*/, Bytes /*body*/) override { return true; }
-  void OnLost(int peer, const Status& why) override { listener_->OnLost(peer, why); }
-  void OnWrongSize(int peer, std::size_t sent, std::size_t expected) override {
-    listener_->OnWrongSize(peer, sent, expected);
-  }
-  TransportListener* listener_ = nullptr;
-};
-
-// Says nothing, as a process that has stopped.
-class Mute final : public testing::ThreadsTransport {
- public:
-  using ThreadsTransport::ThreadsTransport;
-  void Control(int /*peer*/, FrameKind /*kind*/, Bytes /*body*/) override {}
-};
-
-// Four ranks of which rank 0 hears nobody, and is the first to give up; rank 1 stays away, and says
-// nothing if it is `mute`.
-std::vector<Status> ReduceWithADeafRank(bool mute) {
-  constexpr int kRanks = 4;
-  testing::ThreadsGroup group(kRanks);
-  CommunicatorOptions options;
-  options.timeout = std::chrono::milliseconds(2000);
-  std::vector<std::unique_ptr<Communicator>> communicators;
-  for (int rank = 0; rank < kRanks; ++rank) {
-    std::unique_ptr<Transport> transport;
-    if (rank == 0) {
-      transport = std::make_unique<Deaf>(group.Parts(rank));
-    } else if (rank == 1 && mute) {
-      transport = std::make_unique<Mute>(group.Parts(rank));
-    } else {
-      transport = std::make_unique<testing::ThreadsTransport>(group.Parts(rank));
-    }
-    communicators.push_back(group.Make(rank, std::move(transport), options));
-  }
-  const Deadline begun = std::chrono::steady_clock::now();
-  return testing::RunRanks(kRanks, [&](int rank) -> Status {
-    Communicator& comm = *communicators[static_cast<std::size_t>(rank)];
-    if (rank == 1) {
-      while (comm.status().ok()) {
-        std::this_thread::sleep_for(std::chrono::milliseconds(1));
-      }
-      return comm.status();
-    }
-    if (rank > 1) {  // so that the word of rank 0 comes before their own deadline
-      std::this_thread::sleep_until(begun + options.timeout / 2);
-    }
-    std::vector<float> values(1000);
-    auto work = comm.AllReduce(std::span(values), ReduceOp::kSum, {.name = "fc1"});
-    COHORT_RETURN_IF_ERROR(work.status());
-    return work.value()->Wait();
-  });
-}
-
-TEST(Exchange, WhereARankHearsOfNobodyTheOthersFindOutWhoIsSilent) {
-  const std::vector<Status> statuses = ReduceWithADeafRank(/*mute=*/true);
-  EXPECT_THAT(statuses[0].message(), HasSubstr(": rank 0 hears of no other rank ["));
-  for (const int rank : {2, 3}) {
-    EXPECT_EQ(statuses[static_cast<std::size_t>(rank)].code(), StatusCode::kDeadlineExceeded);
-    EXPECT_THAT(statuses[static_cast<std::size_t>(rank)].message(),
-                AllOf(HasSubstr(": rank 1 gives no sign of life"), Not(HasSubstr("rank 0"))));
-  }
-}
-
-TEST(Exchange, WhereARankHearsOfNobodyAndNobodyIsSilentItIsItself) {
-  for (const Status& status : ReduceWithADeafRank(/*mute=*/false)) {
-    EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
-    EXPECT_THAT(status.message(), AllOf(HasSubstr("on rank 0 not done after 2 s: "),
-                                        HasSubstr(": rank 0 hears of no other rank [")));
   }
 }
 

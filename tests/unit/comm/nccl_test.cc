@@ -306,7 +306,7 @@ TEST_F(Nccl, AnOrderThatChangesInALaterRoundIsNamed) {
                    COHORT_RETURN_IF_ERROR(Sum(comm, "b"));
                  }
                  COHORT_RETURN_IF_ERROR(Sum(comm, "a"));
-                 return Sum(comm, comm.rank() == 0 ? "b" : "a", 10, kSoon);
+                 return Sum(comm, comm.rank() == 0 ? "b" : "a", 10, 4 * kSoon);
                });
 }
 
@@ -431,7 +431,7 @@ TEST_F(Nccl, AbortReachesAllRanks) {
 TEST_F(Nccl, ARankThatLeftIsNamed) {
   const std::vector<Status> statuses = Run(2, [](Communicator& comm) -> Status {
     COHORT_RETURN_IF_ERROR(Sum(comm, "a"));
-    return comm.rank() == 0 ? OkStatus() : Sum(comm, "b", 10, kSoon);
+    return comm.rank() == 0 ? OkStatus() : Sum(comm, "b", 10, 4 * kSoon);
   });
   EXPECT_TRUE(statuses[0].ok()) << statuses[0].ToString();
   EXPECT_EQ(statuses[1].code(), StatusCode::kUnavailable);

@@ -255,8 +255,9 @@ TEST(Rendezvous, RanksAreCrowdedWhereTheyHaveLessThanACoreEach) {
 TEST(Rendezvous, RanksWithOtherRailsAreToldOfBoth) {
   testing::MemoryStore store;
   const std::vector<Status> statuses = testing::RunRanks(2, [&](int rank) -> Status {
-    return MakeTcpCommunicator(rank, 2, store, "job",
-                               {.connect_timeout = milliseconds(500), .rails = rank + 1})
+    return MakeTcpCommunicator(
+               rank, 2, store, "job",
+               {.connect_timeout = milliseconds(rank == 0 ? 2'000 : 20'000), .rails = rank + 1})
         .status();
   });
   EXPECT_EQ(statuses[0].code(), StatusCode::kDeadlineExceeded);

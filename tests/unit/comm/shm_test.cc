@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <barrier>
 #include <future>
 #include <set>
 #include <thread>
@@ -307,13 +308,16 @@ TEST(Shm, NobodyWritesToTheBuffersOfAnAbortedOperation) {
   for (const std::string where : {"lent", "private", "mixed"}) {
     testing::MemoryStore store;
     std::atomic<int> in_the_middle = 0;
+    std::barrier both(2);
     testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
       std::unique_ptr<Memory> failed;  // of the generation before
       std::vector<float> left;
       return RunGenerations(7, rank, store, [&](Communicator& comm) -> Status {
         COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Memory> memory, FloatsIn(where, comm, kCount));
         const std::span<float> values = Floats(*memory);
-        COHORT_RETURN_IF_ERROR(ReduceRight(comm, values));
+        const Status reduced = ReduceRight(comm, values);
+        both.arrive_and_wait();  // so that the abort is of what follows
+        COHORT_RETURN_IF_ERROR(reduced);
         EXPECT_TRUE(failed == nullptr || std::ranges::equal(Floats(*failed), left)) << where;
         const Status status = DoubleUntilAborted(
             comm, values,

@@ -13,6 +13,7 @@
 #include "grpc_util.h"
 #include "sockets.h"
 #include "testing/lossy_proxy.h"
+#include "testing/process_cluster.h"
 
 namespace cohort {
 namespace {
@@ -50,10 +51,7 @@ CoordinationOptions Quick() {
 std::string Local(int port) { return "127.0.0.1:" + std::to_string(port); }
 
 // A port that nobody listens on now.
-int FreePort() {
-  auto server = OrThrow(CoordinationServer::Start("127.0.0.1:0", Workers(1), Quick()));
-  return server->port();
-}
+int FreePort() { return testing::UnusedPorts(1)[0]; }
 
 class Lines {
  public:
@@ -186,8 +184,9 @@ TEST(Coordination, WithoutAServiceTheDeadlineTellsWhereAndWhy) {
   const Status status =
       CoordinationClient::Join(address, Workers(2), Worker(1), true, options).status();
   EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(status.message(), AllOf(HasSubstr(address), HasSubstr("connection refused"),
-                                      HasSubstr("worker:0"), HasSubstr("0.3 s")));
+  EXPECT_THAT(status.message(),
+              AllOf(HasSubstr(address), HasSubstr("connection refused"), HasSubstr("worker:0"),
+                    ::testing::ContainsRegex("[ (]0\\.[3-9] s")));
   const Status unknown =
       CoordinationClient::Join("no-such-host.invalid:1", Workers(2), Worker(1), true, options)
           .status();
@@ -332,7 +331,7 @@ TEST(Coordination, AClientGoneWithoutShutdownIsTold) {
   JoinedJob job(2);
   const auto begun = std::chrono::steady_clock::now();
   job.clients[1].reset();
-  EXPECT_LT(std::chrono::steady_clock::now() - begun, seconds(1));
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, seconds(3));
   const Status failure = AwaitFailure(*job.clients[0]);
   EXPECT_EQ(failure.code(), StatusCode::kCancelled);
   EXPECT_THAT(failure.message(), AllOf(HasSubstr("worker:1"), HasSubstr("left the job")));
@@ -343,7 +342,7 @@ TEST(Coordination, AClientOutlivingTheServiceEndsQuickly) {
   job.server.reset();
   const auto begun = std::chrono::steady_clock::now();
   job.clients.clear();
-  EXPECT_LT(std::chrono::steady_clock::now() - begun, seconds(1));
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, seconds(3));
 }
 
 // As behind a firewall that has forgotten the connection: nothing passes on it, and nobody says so.

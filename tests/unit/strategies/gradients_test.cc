@@ -329,7 +329,7 @@ TEST(Frozen, ParametersTravelOnceAndGetNoGradient) {
 // ---- Exposed communication -------------------------------------------------------------------
 
 TEST(Exposed, IsTheTimeThatAProcessWaitsForTheOthersAfterItsOwnPass) {
-  constexpr auto kLonger = std::chrono::milliseconds(40);
+  constexpr auto kLonger = std::chrono::milliseconds(400);
   std::promise<void> first_is_done;
   std::future<void> done = first_is_done.get_future();
   RunJob({2, 1}, {}, [&](int process, Strategy& strategy) -> Status {

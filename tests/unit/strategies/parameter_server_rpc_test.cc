@@ -175,7 +175,7 @@ TEST_F(ServersTest, ABoundedReadDoesNotOvertakeAPushThatIsAskedForAgain) {
 TEST_F(ServersTest, AServerThatIsGoneIsNamed) {
   Start(2);
   Initialise();
-  const auto client = NewClient(1, milliseconds(300));
+  const auto client = NewClient(1, milliseconds(2000));
   std::vector<float> values(elements_);
   OrThrow(client->Pull(values, true));
   servers_[1].reset();

@@ -18,7 +18,7 @@ using std::chrono::milliseconds;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
-constexpr milliseconds kStep{300};
+constexpr milliseconds kStep{1000};
 constexpr milliseconds kWait{50};
 constexpr Duration kAtOnce{0};
 

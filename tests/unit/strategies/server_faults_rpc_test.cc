@@ -319,7 +319,7 @@ TEST(ServerFaults, AServerThatStillAppliesAPushOfAWorkerIsAskedAgain) {
     return Client::Make(cluster.spec_, cluster.addresses_,
                         {.client = 1000, .peer_timeout = patience});
   };
-  const Status late = chief(milliseconds(100))->Retire(7);
+  const Status late = chief(milliseconds(1500))->Retire(7);
   EXPECT_THAT(late.message(), HasSubstr("a push of the worker that was given up is being applied"));
   const auto patient = chief(milliseconds(60'000));
   auto retired = std::async(std::launch::async, [&] { return patient->Retire(7); });

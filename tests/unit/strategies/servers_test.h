@@ -15,6 +15,7 @@
 
 #include "parameter_server/server.h"
 #include "parameter_server/variables/client.h"
+#include "testing/process_cluster.h"
 
 namespace cohort::ps {
 
@@ -23,9 +24,11 @@ namespace cohort::ps {
 class ServersTest : public ::testing::Test {
  protected:
   void Start(int servers) {
-    for (int s = 0; s < servers; ++s) {
-      servers_.push_back(OrThrow(Server::Start("127.0.0.1:0", s, Log())));
-      addresses_.push_back("127.0.0.1:" + std::to_string(servers_.back()->port()));
+    // Ports that are still theirs where a test ends a server and starts it again.
+    for (const int port : testing::UnusedPorts(servers)) {
+      addresses_.push_back("127.0.0.1:" + std::to_string(port));
+      servers_.push_back(
+          OrThrow(Server::Start(addresses_.back(), static_cast<int>(servers_.size()), Log())));
     }
     // Several chunks and frames, and odd sizes.
     spec_.parameters = {{"wide", {3000, 701}, true, 0}, {"bias", {13}, true, 3000 * 701 + 8}};
