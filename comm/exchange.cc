@@ -395,27 +395,28 @@ Status Exchange::TimedOut(const std::function<bool()>& done) {
   const Duration timeout = deadline_ - started_;
   AskForSignsOfLife();
   const Duration grace = GraceOf(timeout);
-  constexpr auto kLate = milliseconds(10);
-  Deadline first = DeadlineAfter(grace);
-  Deadline second = first + grace;
-  Duration standstill{0};
-  for (Deadline now = first - grace; now < second;) {
+  constexpr auto kSlice = milliseconds(20);
+  constexpr auto kPrompt = milliseconds(5);
+  const Deadline asked = std::chrono::steady_clock::now();
+  Duration standstill{0};    // of this process: what others say has its time besides
+  Deadline judging = asked;  // not at once after it
+  for (Deadline now = asked;;) {
+    const Deadline first = std::max(asked + grace + standstill, judging);
+    const Deadline second = asked + 2 * grace + standstill;
     const bool over = AllAnswered() || now >= first;
-    if (over && !Culprits().empty()) {
+    if (now >= second || (over && !Culprits().empty())) {
       break;
     }
-    const Deadline until = over ? second : first;
+    const Deadline until = std::min({over ? second : first, second, now + kSlice});
     Step(until);
     COHORT_RETURN_IF_ERROR(Trouble());
     if (done()) {
       return {};
     }
     now = std::chrono::steady_clock::now();
-    // While this rank stood still the others may have, too: as much time for what they have to say.
-    if (const Duration late = std::min(now - until, grace - standstill); late > kLate) {
-      standstill += late;
-      first = std::max(first, now + late);
-      second = std::max(second, now + late);
+    if (now > until + kPrompt) {
+      standstill = std::min<Duration>(standstill + (now - until), grace / 2);
+      judging = now + kSlice;
     }
   }
   const std::string culprits = Culprits();

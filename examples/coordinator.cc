@@ -14,6 +14,8 @@
 
 #include <cstdio>
 #include <optional>
+#include <stdexcept>
+#include <string>
 
 namespace {
 
@@ -110,5 +112,8 @@ int main(int argc, char** argv) {
   } catch (const StatusError& error) {
     std::fprintf(stderr, "coordinator: %s\n", error.what());
     return ExitCode(error.status());
+  } catch (const std::invalid_argument&) {
+    std::fprintf(stderr, "coordinator: PIECES is a number, not '%s'\n", argv[2]);
+    return 2;
   }
 }

@@ -68,7 +68,7 @@ RunGroup RunRails(int rails, std::int64_t stripe_bytes) {
 std::vector<CommunicatorCase> RailsCases() {
   return {{"tcp_by_rails", RunRails(3, 100), 2, 64},
           {"tcp_by_rails", RunRails(2, 100'000), 2, 0},
-          {"tcp_by_rails", RunRails(4, 7), 3, 64}};
+          {"tcp_by_rails", RunRails(4, 29), 3, 64}};
 }
 
 // Which host a rank is on, of how many ranks.

@@ -459,24 +459,29 @@ class FaultRun {
   std::string wrong_;
 };
 
-// A machine on which a rank that is well was kept off its core when it was to answer shows nothing.
-// Nor does a victim of MPI's that stopped as it put something into a queue: nothing passes it
-// there, and the rank that reads the queue hears of nobody. So what is wrong once is done again.
+int repeated = 0;
+
+// What is wrong once is done again where the machine may have been: ranks judge at a deadline by
+// who speaks within 200 ms, and one that is well may be off its core for so long; and a victim of
+// MPI's that stops as it puts something into a queue lets nothing pass there, so that the rank
+// which reads it hears of nobody.
 milliseconds RunUntilRight(const Plan& plan) {
   constexpr int kTries = 3;
+  const bool may = plan.fault != Fault::kKill && plan.fault != Fault::kReset;
+  milliseconds longest{0};
   for (int tries = 1;; ++tries) {
     FaultRun run(plan);
-    const milliseconds longest = run.Run();
+    longest = std::max(longest, run.Run());
     if (run.wrong().empty() || ::testing::Test::HasFailure()) {
       return longest;
     }
-    std::printf("not right, try %d of %d: %s\n%s", tries, kTries, plan.Text().c_str(),
-                run.wrong().c_str());
-    if (tries == kTries) {
+    std::printf("wrong, try %d: %s\n%s", tries, plan.Text().c_str(), run.wrong().c_str());
+    if (!may || tries == kTries) {
       ADD_FAILURE() << "waits too long, or does not name the culprit: " << plan.Text() << "\n"
                     << run.wrong();
       return longest;
     }
+    ++repeated;
   }
 }
 
@@ -518,7 +523,9 @@ TEST(FaultRun, EveryWaitEndsInTimeAndNamesTheCulprit) {
                 static_cast<long long>(result.second.count()),
                 static_cast<long long>(kMost.count()));
   }
-  std::printf("%zu of %zu combinations\n", rows.size(), Rows().rows.size());
+  std::printf("%zu of %zu combinations; %d runs repeated\n", rows.size(), Rows().rows.size(),
+              repeated);
+  EXPECT_LE(repeated, 1 + runs / 20);
 }
 
 }  // namespace

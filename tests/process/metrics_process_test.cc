@@ -6,6 +6,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <set>
@@ -64,13 +65,9 @@ class TakenPort {
 // The first of so many ports in a row that are free now.
 int FreePorts(int count) {
   for (;;) {
-    const int base = UnusedPorts(1)[0];
-    bool free = base + count < 65536;
-    for (int i = 1; free && i < count; ++i) {
-      free = TakenPort(base + i).taken();
-    }
-    if (free) {
-      return base;
+    const std::vector<int> ports = UnusedPorts(count);
+    if (ports.back() == ports.front() + count - 1 && std::ranges::is_sorted(ports)) {
+      return ports.front();
     }
   }
 }

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
@@ -88,16 +89,21 @@ class MpiProcesses : public ::testing::TestWithParam<Mpi> {
   // reads it then hears of nobody, and whether it or another is first to say so is chance.
   void UntilNamed(const std::function<void()>& job) {
     constexpr int kJobs = 3;
-    for (int i = 0; i < kJobs && !HasFailure(); ++i) {
+    for (int i = 1;; ++i) {
       job();
       if (HasFailure() || Count(kHearsOfNone) == 0) {
+        return;
+      }
+      const std::string logs = cluster_->Logs();
+      std::printf("job %d of %d: a rank hears of none\n%s", i, kJobs, logs.c_str());
+      if (i == kJobs) {
+        ADD_FAILURE() << "in none of " << kJobs << " jobs the stopped rank was named";
         return;
       }
       End();
       cluster_.emplace();
       folder_.emplace();
     }
-    ADD_FAILURE() << "in none of " << kJobs << " jobs the stopped rank was named";
   }
 
   // Ranks that do what `whats` say, in this order. What each ends with goes to folder_/exit.RANK.

@@ -5,17 +5,20 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <functional>
 #include <iterator>
+#include <random>
 #include <stdexcept>
 #include <thread>
 
@@ -42,6 +45,36 @@ bool CanBind(int port) {
   ::close(fd);
   return can;
 }
+
+// Ports that this process alone hands out while it lives: its claim is a socket's name.
+class PortBlock {
+ public:
+  static constexpr int kPorts = 64;
+
+  PortBlock() {
+    constexpr int kBlocks = 200;  // below the ports that the kernel hands out
+    for (int tries = 0; tries < kBlocks; ++tries) {
+      const int block = (::getpid() + tries) % kBlocks;
+      first_ = 15'000 + block * kPorts;
+      sockaddr_un name = {};
+      name.sun_family = AF_UNIX;  // abstract: gone with the process
+      const std::string text = "cohort test ports " + std::to_string(block);
+      text.copy(name.sun_path + 1, sizeof(name.sun_path) - 1);
+      claim_ = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+      const auto size = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + text.size());
+      if (::bind(claim_, reinterpret_cast<sockaddr*>(&name), size) == 0) {
+        return;
+      }
+      ::close(claim_);
+    }
+  }
+  int Next() { return first_ + next_++ % kPorts; }
+
+ private:
+  int claim_ = -1;
+  int first_ = 0;
+  int next_ = static_cast<int>(std::random_device()() % kPorts);
+};
 
 // The kernel has no way to wait for "this process ended or that file grew" at once, so waits look
 // again and again.
@@ -301,13 +334,11 @@ std::string ProcessCluster::Logs() const {
 }
 
 std::vector<int> UnusedPorts(int count) {
-  constexpr int kBlock = 64;
-  constexpr int kBlocks = 270;  // up to where the kernel's own begin
-  static int next = 0;
-  const int block = 15'000 + ::getpid() % kBlocks * kBlock;
+  static PortBlock block;
   std::vector<int> ports;
-  for (int tries = 0; tries < kBlock && static_cast<int>(ports.size()) < count; ++tries) {
-    const int port = block + next++ % kBlock;
+  for (int tries = 0; tries < PortBlock::kPorts && static_cast<int>(ports.size()) < count;
+       ++tries) {
+    const int port = block.Next();
     if (CanBind(port)) {
       ports.push_back(port);
     }

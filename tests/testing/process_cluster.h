@@ -88,8 +88,8 @@ class ProcessCluster {
 };
 
 // Distinct TCP ports that nothing listens on at this moment, of a block that is this process's:
-// tests that run beside it take others. A stranger may take one before it is used: prefer port 0
-// wherever the address can be published.
+// other tests' processes have others. `cohort launch` or a stranger may take one before it is used:
+// prefer port 0 wherever the address can be published.
 std::vector<int> UnusedPorts(int count);
 
 }  // namespace cohort::testing

@@ -23,6 +23,8 @@ namespace cohort::ps {
 namespace {
 
 constexpr std::chrono::milliseconds kControlTimeout{5'000};  // one try of a control call
+// For which a server finds memory, slots included, on a machine that is busy: 128 MB/s.
+constexpr std::int64_t kFloatsInAMillisecond = 32'000;
 constexpr std::chrono::milliseconds kLocateTimeout{1'000};
 constexpr std::chrono::milliseconds kAskAgain{5};
 
@@ -64,12 +66,13 @@ FrameClient::FrameClient(ModelSpec spec, std::vector<std::string> addresses, Cli
   }
 }
 
-Status FrameClient::Control(std::size_t server, const ControlCall& rpc) {
-  CallRetry retry(options_.peer_timeout);
+Status FrameClient::Control(std::size_t server, const ControlCall& rpc,
+                            std::chrono::milliseconds work) {
+  CallRetry retry(options_.peer_timeout + work);
   for (;;) {
     COHORT_RETURN_IF_ERROR(link_->aborted());
     grpc::ClientContext context;
-    context.set_deadline(GrpcTimeout(std::min(kControlTimeout, retry.try_timeout())));
+    context.set_deadline(GrpcTimeout(std::min(kControlTimeout + work, retry.try_timeout())));
     const std::shared_ptr<Servers::Stub> stub = control_[server]->get();
     const grpc::Status status = rpc(*stub, &context);
     const bool lost = status.error_code() == grpc::StatusCode::UNAVAILABLE ||
@@ -116,12 +119,18 @@ Status FrameClient::Declare() {
       return InvalidArgument("table \"" + table.name + "\": its name is not UTF-8");
     }
   }
+  std::vector<std::int64_t> floats(control_.size());
+  for (const Chunk& chunk : chunks_) {
+    floats[static_cast<std::size_t>(chunk.server)] += chunk.elements;
+  }
   for (std::size_t s = 0; s < control_.size(); ++s) {
     request.set_server(static_cast<std::uint32_t>(s));
     DeclareReply reply;
-    COHORT_RETURN_IF_ERROR(Control(s, [&](Servers::Stub& stub, grpc::ClientContext* context) {
+    const auto declare = [&](Servers::Stub& stub, grpc::ClientContext* context) {
       return stub.Declare(context, request, &reply);
-    }));
+    };
+    COHORT_RETURN_IF_ERROR(
+        Control(s, declare, std::chrono::milliseconds(floats[s] / kFloatsInAMillisecond)));
     COHORT_RETURN_IF_ERROR(Taken(reply, s));
   }
   return {};

@@ -74,8 +74,9 @@ class FrameClient final : public Client {
   }
   using ControlCall = std::function<grpc::Status(Servers::Stub& stub, grpc::ClientContext*)>;
   // Repeats a blocking control call until it is answered or the server counts as gone; another
-  // connection is tried before it does.
-  Status Control(std::size_t server, const ControlCall& rpc);
+  // connection is tried before it does. `work`: what the server may take besides, for what it is
+  // asked to do.
+  Status Control(std::size_t server, const ControlCall& rpc, std::chrono::milliseconds work = {});
   FrameHeader Header() const {
     FrameHeader header;
     header.set_client(options_.client);

@@ -6,12 +6,17 @@
 #include <barrier>
 #include <chrono>
 #include <functional>
+#include <memory>
 #include <mutex>
+#include <span>
 #include <sstream>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "testing/run_ranks.h"
+#include "threads_group.h"
 
 namespace cohort {
 namespace {
@@ -166,6 +171,83 @@ TEST(Exchange, TheAbsentRankIsBlamedNotTheNeighbour) {
     EXPECT_THAT(status.message(),
                 AllOf(HasSubstr("rank 3 has not entered it, nor any operation before"),
                       Not(HasSubstr("rank 2 has")), Not(HasSubstr("rank 4 has"))));
+  }
+}
+
+// Stands still for a while when it has asked where others are.
+class StandsStill final : public testing::ThreadsTransport {
+ public:
+  StandsStill(SharedParts parts, std::chrono::milliseconds pause)
+      : ThreadsTransport(std::move(parts)), pause_(pause) {}
+
+  void Control(int peer, FrameKind kind, Bytes body) override {
+    has_asked_ |= kind == FrameKind::kStalled;
+    ThreadsTransport::Control(peer, kind, body);
+  }
+  void Progress(Deadline until) override {
+    if (has_asked_ && !has_paused_) {
+      has_paused_ = true;
+      std::this_thread::sleep_until(until + pause_);
+    }
+    ThreadsTransport::Progress(until);
+  }
+
+ private:
+  const std::chrono::milliseconds pause_;
+  bool has_asked_ = false;
+  bool has_paused_ = false;
+};
+
+class AnswersLate final : public testing::ThreadsTransport {
+ public:
+  AnswersLate(SharedParts parts, std::chrono::milliseconds by)
+      : ThreadsTransport(std::move(parts)), by_(by) {}
+
+  void Control(int peer, FrameKind kind, Bytes body) override {
+    if (kind == FrameKind::kStalled) {
+      std::this_thread::sleep_for(by_);
+    }
+    ThreadsTransport::Control(peer, kind, body);
+  }
+
+ private:
+  const std::chrono::milliseconds by_;
+};
+
+// Who answers later than it had to, but was asked by one that stood still itself, is not to blame.
+TEST(Exchange, TheTimeThatTheAskerStoodStillIsNotHeldAgainstOthers) {
+  constexpr int kRanks = 3;
+  constexpr std::chrono::milliseconds kTimeout{5000};  // 500 for answers, 750 at the most
+  testing::ThreadsGroup group(kRanks);
+  CommunicatorOptions options;
+  options.timeout = std::chrono::seconds(60);
+  std::vector<std::unique_ptr<Communicator>> communicators;
+  communicators.push_back(group.Make(
+      0, std::make_unique<StandsStill>(group.Parts(0), std::chrono::milliseconds(300)), options));
+  communicators.push_back(group.Make(
+      1, std::make_unique<AnswersLate>(group.Parts(1), std::chrono::milliseconds(600)), options));
+  communicators.push_back(
+      group.Make(2, std::make_unique<testing::ThreadsTransport>(group.Parts(2)), options));
+  const std::vector<Status> statuses = testing::RunRanks(kRanks, [&](int rank) -> Status {
+    Communicator& comm = *communicators[static_cast<std::size_t>(rank)];
+    if (rank == 2) {
+      while (comm.status().ok()) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      return comm.status();
+    }
+    std::vector<float> values(1000);
+    auto work = comm.AllReduce(
+        std::span(values), ReduceOp::kSum,
+        {.name = "fc1", .timeout = rank == 0 ? kTimeout : std::chrono::milliseconds(0)});
+    COHORT_RETURN_IF_ERROR(work.status());
+    return work.value()->Wait();
+  });
+  for (const Status& status : statuses) {
+    EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded);
+    EXPECT_THAT(status.message(),
+                AllOf(HasSubstr("on rank 0 not done after 5 s: rank 2 has not entered it"),
+                      Not(HasSubstr("rank 1"))));
   }
 }
 

@@ -178,7 +178,7 @@ TEST(Rails, OneThatIsSilentIsNamedAtTheDeadline) {
     const Deadline begun = std::chrono::steady_clock::now();
     // The small one's 40 KB stay within a stripe: the rail's turn comes sooner or later.
     const std::vector<Status> statuses = pair.Sum(count, kForever);
-    EXPECT_LT(std::chrono::steady_clock::now() - begun, kTimeout + 5s);
+    EXPECT_LT(std::chrono::steady_clock::now() - begun, kTimeout * 3);
     for (const Status& status : statuses) {
       EXPECT_EQ(status.code(), StatusCode::kDeadlineExceeded) << status.ToString();
       EXPECT_THAT(status.message(),

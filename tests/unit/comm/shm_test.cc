@@ -312,7 +312,7 @@ TEST(Shm, NobodyWritesToTheBuffersOfAnAbortedOperation) {
     testing::ExpectAllOk(testing::RunRanks(2, [&](int rank) -> Status {
       std::unique_ptr<Memory> failed;  // of the generation before
       std::vector<float> left;
-      return RunGenerations(7, rank, store, [&](Communicator& comm) -> Status {
+      const Status last = RunGenerations(7, rank, store, [&](Communicator& comm) -> Status {
         COHORT_ASSIGN_OR_RETURN(std::unique_ptr<Memory> memory, FloatsIn(where, comm, kCount));
         const std::span<float> values = Floats(*memory);
         const Status reduced = ReduceRight(comm, values);
@@ -328,6 +328,8 @@ TEST(Shm, NobodyWritesToTheBuffersOfAnAbortedOperation) {
         in_the_middle += AllAre(left.front(), left) ? 0 : 1;
         return {};
       });
+      both.arrive_and_drop();
+      return last;
     }));
     RecordProperty("in_the_middle_" + where, in_the_middle);
     // What is lent a rank reduces to the end of its part before it hears of anything.

@@ -448,7 +448,7 @@ TEST_F(ZeroCopyCommunicator, AReleaseThatNeverComesIsTheDeadlines) {
     std::vector<float> values(kElements);
     return pair.Sum(rank, values, 0, "direct");
   });
-  EXPECT_LT(std::chrono::steady_clock::now() - begun, kTimeout + 5s);
+  EXPECT_LT(std::chrono::steady_clock::now() - begun, kTimeout * 2);
   EXPECT_EQ(statuses[0].code(), StatusCode::kDeadlineExceeded) << statuses[0].ToString();
   EXPECT_THAT(statuses[0].message(), HasSubstr("worker:1"));
   // It has all that it needs.
