@@ -409,13 +409,14 @@ Status Exchange::TimedOut(const std::function<bool()>& done) {
     }
     const Deadline until = std::min({over ? second : first, second, now + kSlice});
     Step(until);
+    const Duration late = std::chrono::steady_clock::now() - until;
     COHORT_RETURN_IF_ERROR(Trouble());
-    if (done()) {
+    if (done()) {  // which may take a while
       return {};
     }
     now = std::chrono::steady_clock::now();
-    if (now > until + kPrompt) {
-      standstill = std::min<Duration>(standstill + (now - until), grace / 2);
+    if (late > kPrompt && standstill < grace / 2) {
+      standstill = std::min<Duration>(standstill + late, grace / 2);
       judging = now + kSlice;
     }
   }
