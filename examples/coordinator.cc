@@ -12,10 +12,11 @@
 #include <cohort/strategies/coordinator.h>
 #include <cohort/train/checkpoint_manager.h>
 
+#include <charconv>
 #include <cstdio>
 #include <optional>
-#include <stdexcept>
 #include <string>
+#include <string_view>
 
 namespace {
 
@@ -106,14 +107,18 @@ void Run(const std::string& folder, std::int64_t pieces) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  const std::string_view text = argc > 2 ? argv[2] : "20";
+  int pieces = 0;
+  const auto read = std::from_chars(text.data(), text.data() + text.size(), pieces);
+  if (read.ec != std::errc() || read.ptr != text.data() + text.size() || pieces < 1) {
+    std::fprintf(stderr, "coordinator: PIECES is a number from 1 on, not '%s'\n", argv[2]);
+    return 2;
+  }
   try {
-    Run(argc > 1 ? argv[1] : "", argc > 2 ? std::stoll(argv[2]) : 20);
+    Run(argc > 1 ? argv[1] : "", pieces);
     return 0;
   } catch (const StatusError& error) {
     std::fprintf(stderr, "coordinator: %s\n", error.what());
     return ExitCode(error.status());
-  } catch (const std::invalid_argument&) {
-    std::fprintf(stderr, "coordinator: PIECES is a number, not '%s'\n", argv[2]);
-    return 2;
   }
 }

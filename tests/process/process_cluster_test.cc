@@ -1,7 +1,5 @@
 #include "testing/process_cluster.h"
 
-#include <netinet/in.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include <csignal>
@@ -104,19 +102,6 @@ TEST(ProcessClusterTest, LauncherVariablesOfTheTestAreNotInherited) {
   ASSERT_EQ(cluster.Wait("env", 30s), 0);
   EXPECT_THAT(cluster.Stdout("env"), Not(HasSubstr("OMPI_")));
   EXPECT_THAT(cluster.Stdout("env"), HasSubstr("\nRANK=3\n"));
-}
-
-// Binds and listens without SO_REUSEADDR, as the pickiest of programs.
-bool CanListen(int port) {
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<std::uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const bool can = ::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 &&
-                   ::listen(fd, 1) == 0;
-  ::close(fd);
-  return can;
 }
 
 TEST(PortReservationTest, HoldsDistinctPortsUntilTheyAreReleased) {

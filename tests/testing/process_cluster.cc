@@ -35,17 +35,6 @@ namespace {
 using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
-bool CanBind(int port) {
-  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<std::uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  const bool can = ::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0;
-  ::close(fd);
-  return can;
-}
-
 // Ports that this process alone hands out while it lives: its claim is a socket's name.
 class PortBlock {
  public:
@@ -333,13 +322,25 @@ std::string ProcessCluster::Logs() const {
   return result;
 }
 
+bool CanListen(int port) {
+  const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<std::uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  const bool can = ::bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0 &&
+                   ::listen(fd, 1) == 0;
+  ::close(fd);
+  return can;
+}
+
 std::vector<int> UnusedPorts(int count) {
   static PortBlock block;
   std::vector<int> ports;
   for (int tries = 0; tries < PortBlock::kPorts && static_cast<int>(ports.size()) < count;
        ++tries) {
     const int port = block.Next();
-    if (CanBind(port)) {
+    if (CanListen(port)) {
       ports.push_back(port);
     }
   }

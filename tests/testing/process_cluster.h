@@ -91,5 +91,7 @@ class ProcessCluster {
 // other tests' processes have others. `cohort launch` or a stranger may take one before it is used:
 // prefer port 0 wherever the address can be published.
 std::vector<int> UnusedPorts(int count);
+// On the loopback address, at this moment: without SO_REUSEADDR, as the pickiest of programs.
+bool CanListen(int port);
 
 }  // namespace cohort::testing
